@@ -1,0 +1,653 @@
+"""The research loop: propose a train.py, try it for the budget, keep what lowers val_bpb, write everything down.
+
+    python agent.py            research until stopped
+    python agent.py report     what the rows say, as text, progress.png and report.html
+    python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
+
+It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from lab import edits, ledger, runner, sandbox, tuner
+from lab.display import Display
+from lab.ledger import Experiment, Proposal, Row, Trial, one_line
+from lab.prompt import Prompt, Situation, build_prompt
+from lab.researcher import Draft, Researcher, Unavailable, next_wait_s, reapply
+from lab.store import Store
+from prepare import DEFAULT_BUDGET_S, Data, SetupError, default_data, open_data, progress_bar
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_MODEL = "claude-opus-5-5"
+REPEAT_AFTER = 8        # experiments without a keep until the incumbent is measured once more: luck does not last
+CONFIRM_SEEDS = 3       # fresh seeds of baseline and of incumbent
+TUNER_SHARE = 0.3       # of the turns, beside an LLM; tests/bench/bench_tuner.py
+PATIENCE_S = 60.0       # how long the GPU waits for a proposal under way before the tuner takes the turn
+TUNER_MEMORY = 300      # how many earlier experiments the tuner learns from
+
+
+# What to do next ------------------------------------------------------------------------------------------------------
+
+
+def next_step(history: Sequence[Experiment], tuner_share: float) -> str:
+    """"baseline", "repeat", "tuner" or "llm": a function of the rows alone, so that a restart changes nothing."""
+    best = ledger.incumbent(history)
+    if best is None:
+        return "baseline"
+    if misses(history) >= REPEAT_AFTER * len([row for row in best.rows if row.split == "val"]):
+        return "repeat"
+    ideas = len(history) - 1
+    return "tuner" if int((ideas + 1) * tuner_share) > int(ideas * tuner_share) else "llm"
+
+
+def misses(history: Sequence[Experiment]) -> int:
+    """Experiments since the last keep."""
+    best = ledger.incumbent(history)
+    return len(history) - 1 - history.index(best) if best else 0
+
+
+def judge(trial: Trial, history: Sequence[Experiment], lines_saved: int) -> tuple[str, str]:
+    """(verdict, note). Lower than the incumbent's estimate is kept, without a gate: repeats keep that honest.
+
+    Fewer code lines are kept too when the loss is within one measured sigma of the session's lowest estimate; the bound
+    against the lowest, not the last, stops any creep.
+    """
+    best, noise = ledger.incumbent(history), ledger.sigma(history)
+    if trial.crashed:
+        return "crash", ""
+    if best is None or trial.val_bpb < best.val_bpb:
+        return "keep", ""
+    lowest = min(e.val_bpb for e in history if e.status == "keep" and e.val_bpb is not None)
+    if lines_saved > 0 and noise is not None and trial.val_bpb <= lowest + noise:
+        return "keep", f"simpler: {lines_saved} lines fewer, within one sigma ({noise:.6f}) of the lowest"
+    return "discard", ""
+
+
+def code_lines(code: str) -> int:
+    """Lines that hold code: no blanks, no comments."""
+    return sum(1 for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+
+
+def next_seed(experiment: Experiment | None, number: int) -> int:
+    """Every trial has a seed of its own, and the same rows give the same seed."""
+    return 100 * number + (len(experiment.rows) if experiment else 0)
+
+
+def row_of(trial: Trial, *, commit: str, status: str, number: int, parent: str, description: str, source: str,
+           usd: float = 0.0, note: str = "") -> Row:
+    notes = "; ".join(filter(None, (trial.reason, trial.note, note)))
+    return Row(commit=commit[:7], val_bpb=trial.val_bpb, memory_gb=trial.memory_gb, status=status,
+               description=one_line(description), experiment=number, parent=parent[:7], seed=trial.seed,
+               split=trial.split, budget=trial.budget, train_seconds=trial.train_seconds,
+               total_seconds=trial.total_seconds, tokens_m=trial.tokens_m, params_m=trial.params_m, source=source,
+               usd=usd, device=trial.device, data=trial.data, sandbox=trial.sandbox, note=notes,
+               when=utc_now())
+
+
+# Stopping -------------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Ctrl-C and SIGTERM: the first lets the trial finish, the second ends it. A closed terminal changes nothing."""
+
+    def __init__(self):
+        self.asked = threading.Event()  # stop after this trial
+        self.now = threading.Event()    # stop the trial too
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_signal(self, *_) -> None:
+        (self.now if self.asked.is_set() else self.asked).set()
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+class Loop:
+    """One session, worked on by this process."""
+
+    def __init__(self, options: argparse.Namespace, store: Store, data: Data, display: Display,
+                 researcher: Researcher | None, stop: Stop):
+        self.options, self.store, self.data, self.display = options, store, data, display
+        self.researcher, self.stop = researcher, stop
+        self.results, self.runs = ROOT / "results.tsv", ROOT / "runs" / store.tag
+        self.runs.mkdir(parents=True, exist_ok=True)
+        self.history = ledger.experiments(ledger.read(self.results))
+        self.tried = store.fingerprints()
+        self.fixed = fixed_files(data)
+        self.started_at = time.monotonic()
+        self.new = 0                                # experiments of this process, the baseline aside
+        self.owed_usd = 0.0                         # billed for answers that never became a row; the next row pays
+        self.llm_back_at, self.llm_failures = 0.0, 0
+        self.drafter = ThreadPoolExecutor(1)
+        self.draft: Future[Draft] | None = None
+        self.drafted_on = ""                        # the incumbent's code that the draft was made for
+        self.program = ""                           # program.md as it stood at the last row
+        self.running = ""                           # description of the experiment under way
+        self.ideas = read_ideas(self.runs / "unapplied.jsonl")
+        self.prior = ledger.experiments(store.earlier_rows())
+        self.reporting: subprocess.Popen | None = None
+        self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
+        for experiment in self.history[-TUNER_MEMORY:]:
+            self.known.append((store.code(experiment.number), experiment.val_bpb))
+
+    @property
+    def best(self) -> Experiment | None:
+        return ledger.incumbent(self.history)
+
+    @property
+    def spent_usd(self) -> float:
+        return self.owed_usd + sum(row.usd for experiment in self.history for row in experiment.rows)
+
+    def run(self) -> str:
+        """Research until a limit is reached; say which."""
+        while not (limit := self.limit()):
+            step = next_step(self.history, self.options.tuner_share if self.researcher else 1.0)
+            if step == "repeat":
+                self.repeat(self.best, "val")
+            else:
+                self.experiment(self.baseline() if step == "baseline" else self.propose(step))
+        if self.confirm_s() and not self.stop.asked.is_set():
+            confirm(self)
+        return limit
+
+    def limit(self) -> str:
+        """Which of the user's limits is reached, "" while none is."""
+        options = self.options
+        if self.stop.asked.is_set():
+            return "stopped by you"
+        if options.experiments is not None and self.new >= options.experiments and self.best:
+            return f"--experiments {options.experiments}"
+        if options.max_usd is not None and self.researcher and self.spent_usd >= options.max_usd:
+            return f"--max-usd {options.max_usd:g} (${self.spent_usd:.2f} spent)"
+        if options.hours is not None and time.monotonic() + self.trial_s() > self.ends_at() - self.confirm_s():
+            return f"--hours {options.hours:g}"
+        return ""
+
+    def ends_at(self) -> float:
+        return self.started_at + 3600 * self.options.hours
+
+    def trial_s(self) -> float:
+        """What a trial takes, start to end, by the last few."""
+        last = [row.total_seconds for experiment in self.history[-5:] for row in experiment.rows if row.val_bpb]
+        return sum(last) / len(last) if last else 1.1 * self.options.budget
+
+    def confirm_s(self) -> float:
+        """The part of --hours kept free for confirm; 0 where that would be most of the night."""
+        if self.options.hours is None or len(self.history) < 2:
+            return 0.0
+        needed = 2 * CONFIRM_SEEDS * self.trial_s()
+        return needed if needed < 0.4 * 3600 * self.options.hours else 0.0
+
+    # -- one experiment, one trial
+
+    def experiment(self, proposal: Proposal | None) -> None:
+        """Save, try, judge, write down, keep: in this order, so that a kill at any point loses no row."""
+        if proposal is None:
+            return
+        number = self.history[-1].number + 1 if self.history else 0
+        best = self.best
+        commit = self.save(number, proposal)
+        self.display.experiment_started(number, proposal.description, proposal.source, self.options.budget)
+        self.running = proposal.description
+        self.draft_ahead()
+        trial = self.trial(proposal.code, next_seed(None, number), number, "val")
+        if trial and trial.crashed and self.may_repair(proposal, trial) and (mended := self.mend(proposal, trial)):
+            proposal, commit = mended, self.save(number, mended)
+            trial = self.trial(proposal.code, next_seed(None, number), number, "val")
+        if trial is None:
+            return
+        saved = code_lines(self.store.code(best.number)) - code_lines(proposal.code) if best else 0
+        verdict, why = judge(trial, self.history, saved)
+        note = "; ".join(filter(None, (why, proposal.note, self.steering())))
+        usd, self.owed_usd = proposal.usd + self.owed_usd, 0.0
+        self.record(row_of(trial, commit=commit, status=verdict, number=number, parent=best.commit if best else "",
+                           description=proposal.description, source=proposal.source, usd=usd, note=note))
+        self.known.append((proposal.code, trial.val_bpb))
+        self.new += number > 0
+        if verdict == "keep":
+            if note := self.store.advance(commit):
+                self.display.say(note)
+            runner.keep_cache(self.runs)
+        elif number == 0:
+            raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{self.store.tag}/); mend train.py, "
+                             f"commit it and start again with --tag {self.store.tag}-2")
+        self.show()
+
+    def save(self, number: int, proposal: Proposal) -> str:
+        fingerprint = edits.fingerprint(proposal.code)
+        self.tried.add(fingerprint)
+        body = f"{proposal.reasoning}\n\nsource: {proposal.source}\nfingerprint: {fingerprint}"
+        return self.store.save(number, proposal.code, f"experiment {number}: {proposal.description}", body)
+
+    def repeat(self, experiment: Experiment, split: str) -> Trial | None:
+        """Another trial of a commit already tried, with a seed of its own."""
+        seed = next_seed(experiment, experiment.number)
+        self.display.experiment_started(experiment.number, f"again: {experiment.own.description}", "repeat",
+                                        self.options.budget)
+        self.draft_ahead()
+        trial = self.trial(self.store.code(experiment.number), seed, experiment.number, split)
+        if trial:
+            self.record(row_of(trial, commit=experiment.commit, status="repeat", number=experiment.number,
+                               parent=experiment.own.parent, description=experiment.own.description,
+                               source=experiment.own.source))
+            self.show()
+        return trial
+
+    def trial(self, code: str, seed: int, number: int, split: str) -> Trial | None:
+        """Run one trial; None when the user's second Ctrl-C ended it. Stops when something fixed has changed."""
+        self.check_fixed()
+        trial = runner.run(code, data=self.data, seed=seed, budget_s=self.options.budget, folder=self.runs, split=split,
+                           on_event=self.display.event, interrupted=self.stop.now.is_set)
+        if trial:
+            runner.save_log(trial, self.runs / f"{number:04d}-{seed}")
+            if self.history and trial.device != self.history[0].own.device:
+                raise SetupError(f"this session was measured on {self.history[0].own.device}, this machine has "
+                                 f"{trial.device}; start another with --tag {self.store.tag}-2")
+        return trial
+
+    def check_fixed(self) -> None:
+        changed = [name for name, digest in fixed_files(self.data).items() if self.fixed.get(name) != digest]
+        if changed:
+            raise SetupError(f"{', '.join(changed)} changed while the session ran, so numbers before and after do not "
+                             f"compare; restore it, or start again with --tag {self.store.tag}-2")
+
+    def record(self, row: Row) -> None:
+        """The commit point."""
+        ledger.append(self.results, row)
+        places = {experiment.number: i for i, experiment in enumerate(self.history[-1:], len(self.history) - 1)}
+        if row.status == "repeat":
+            places = {experiment.number: i for i, experiment in enumerate(self.history)}
+        if row.experiment in places:
+            i = places[row.experiment]
+            self.history[i] = Experiment(row.experiment, (*self.history[i].rows, row))
+        else:
+            self.history.append(Experiment(row.experiment, (row,)))
+        self.display.experiment_ended(row, self.history)
+
+    def show(self) -> None:
+        """Redraw progress.png and report.html in a process of its own: it slows nothing and leaves no memory behind."""
+        command = [sys.executable, str(ROOT / "agent.py"), "report", "--quiet"]
+        if self.reporting is None or self.reporting.poll() is not None:
+            self.reporting = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                              stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def close(self) -> None:
+        """Leave the branch with its last rows committed and nothing running."""
+        self.stop.asked.set()
+        self.drafter.shutdown(wait=True, cancel_futures=True)
+        if self.reporting:
+            self.reporting.wait()
+        self.store.close()
+        self.store.release()
+
+    def steering(self) -> str:
+        """A note for the row when program.md has changed since the last one."""
+        before, self.program = self.program, program_text()
+        return "program.md changed" if before not in ("", self.program) else ""
+
+    # -- proposals
+
+    def baseline(self) -> Proposal:
+        return Proposal("baseline", self.store.train_code(), "baseline")
+
+    def propose(self, who: str) -> Proposal | None:
+        """The next idea: the model's if it is its turn and it can be had, else the tuner's; None when stopped."""
+        if who == "llm" and time.monotonic() >= self.llm_back_at:
+            proposal = self.ask_researcher()
+            if proposal or self.stop.asked.is_set():
+                return proposal
+        return self.ask_tuner()
+
+    def ask_tuner(self) -> Proposal:
+        code = self.store.code(self.best.number)
+        proposal = tuner.propose(code, list(self.known), len(self.history),
+                                 lambda candidate: edits.fingerprint(candidate) not in self.tried)
+        if proposal is None:
+            raise SetupError("train.py has no ALL_CAPS number left for the tuner to vary: add one, or set "
+                             "ANTHROPIC_API_KEY for a model")
+        return proposal
+
+    def ask_researcher(self) -> Proposal | None:
+        """The draft made while the last trial ran, re-applied when the incumbent has changed; None if there is none."""
+        for _ in range(2):
+            self.draft_ahead()
+            draft = self.await_draft()
+            if draft is None:
+                return None
+            code = self.store.code(self.best.number)
+            try:
+                if code != self.drafted_on or edits.fingerprint(draft.proposal.code) in self.tried:
+                    draft = reapply(draft, code, self.tried)
+                return draft.proposal
+            except edits.ProposalError as error:  # it no longer applies: ask once more
+                error.usd, error.source = draft.proposal.usd, draft.proposal.source
+                self.unapplied(draft.proposal.description, error)
+        return None
+
+    def draft_ahead(self) -> None:
+        """Have the next proposal made in the background, against the incumbent as it is now."""
+        if (self.researcher is None or self.draft or self.best is None or self.stop.asked.is_set()
+                or time.monotonic() < self.llm_back_at or self.left_usd() <= 0):
+            return
+        self.drafted_on = self.store.code(self.best.number)
+        self.display.researcher(f"{self.options.model} drafts the next proposal")
+        self.draft = self.drafter.submit(self.researcher.propose, self.prompt(), frozenset(self.tried), self.stop.asked,
+                                         self.left_usd())
+
+    def left_usd(self) -> float:
+        limit = self.options.max_usd
+        return float("inf") if limit is None else limit - self.spent_usd
+
+    def await_draft(self) -> Draft | None:
+        """The draft under way; None when it failed, is late or may not be waited for. What failed is remembered."""
+        until = time.monotonic() + PATIENCE_S
+        while not self.draft.done() and time.monotonic() < until and not self.stop.asked.is_set():
+            self.display.event("tick", None)
+            time.sleep(0.05)
+        if not self.draft.done():
+            self.display.say("the model has not answered yet: the tuner takes this turn")
+            return None
+        draft, self.draft = self.draft, None
+        try:
+            answer = draft.result()
+        except edits.ProposalError as error:
+            self.unapplied(error.description, error)
+        except Unavailable as error:
+            self.without_model(error)
+        else:
+            self.llm_failures = 0
+            return answer
+        return None
+
+    def unapplied(self, description: str, error: edits.ProposalError) -> None:
+        """Remember an idea that never ran, so that it is not proposed again, and what it cost."""
+        self.owed_usd += error.usd
+        self.display.say(f"an idea that could not be tried: {one_line(str(error), 160)}")
+        idea = {"when": utc_now(), "description": description, "source": error.source,
+                "reason": one_line(str(error), 500), "usd": error.usd}
+        self.ideas.append(idea)
+        with open(self.runs / "unapplied.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(idea) + "\n")
+
+    def without_model(self, error: Unavailable) -> None:
+        """The API is out: for a while, and the tuner works meanwhile; or for good, which only `auto` survives."""
+        self.owed_usd += error.usd
+        if error.fatal and self.options.researcher != "auto":
+            raise SetupError(str(error))
+        if error.fatal:
+            self.display.say(f"{error}; the tuner goes on alone")
+            self.researcher = None
+            return
+        wait_s = next_wait_s(self.llm_failures, error.retry_after_s, random.random())
+        self.llm_failures += 1
+        self.llm_back_at = time.monotonic() + wait_s
+        self.display.say(f"{error}; the tuner works, the model is asked again in {wait_s:.0f} s")
+
+    def may_repair(self, proposal: Proposal, trial: Trial) -> bool:
+        """A crash within the first minute, by a model that can be asked."""
+        return bool(self.researcher and proposal.source not in ("tuner", "baseline") and trial.total_seconds < 60
+                    and not self.stop.asked.is_set() and time.monotonic() >= self.llm_back_at)
+
+    def mend(self, proposal: Proposal, trial: Trial) -> Proposal | None:
+        """One call with the traceback; None when it brings nothing, and the crash stands."""
+        self.display.researcher("mending a crash")
+        if self.draft:  # one call at a time: the draft comes first
+            wait([self.draft])
+        mending = self.drafter.submit(self.researcher.repair, self.prompt(), proposal.code, trial.log,
+                                      frozenset(self.tried), self.stop.asked, self.left_usd())
+        try:
+            mended = mending.result().proposal
+        except edits.ProposalError as error:
+            self.unapplied(proposal.description, error)
+        except Unavailable as error:
+            self.without_model(error)
+        else:
+            return replace(mended, usd=proposal.usd + mended.usd, note=f"mended after: {trial.reason}")
+        return None
+
+    def prompt(self) -> Prompt:
+        """All that a proposal may depend on, as it stands now."""
+        number = self.best.number
+        facts = {"budget": f"{self.options.budget:g} s of training", "device": self.best.own.device,
+                 "corpus": self.data.name, "VOCAB_SIZE": self.data.vocab_size, "MAX_SEQ_LEN": self.data.max_seq_len,
+                 "training tokens": self.data.rows["train"] * self.data.max_seq_len}
+        logs = {n: log for n in range(max(0, len(self.history) - 3), len(self.history)) if (log := self.log_of(n))}
+        running = self.running if self.running != self.best.own.description else ""
+        return build_prompt(Situation(program_text(), facts, self.store.code(number), tuple(self.history),
+                                      tuple(self.ideas), logs, self.prior, ledger.sigma(self.history),
+                                      misses(self.history), running))
+
+    def log_of(self, number: int) -> str:
+        """What the experiment's own trial printed; "" when the run folder is gone."""
+        path = self.runs / f"{number:04d}-{next_seed(None, number)}.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def confirm(loop: Loop) -> None:
+    """Baseline and incumbent, fresh seeds, interleaved, on the test split that nothing else ever sees."""
+    first, best = loop.history[0], loop.best
+    for _ in range(CONFIRM_SEEDS):
+        for experiment in (first, best) if best.number else (first,):
+            current = next(e for e in loop.history if e.number == experiment.number)
+            if loop.stop.asked.is_set() or loop.repeat(current, "test") is None:
+                return
+
+
+def read_ideas(path: Path) -> list[dict]:
+    """What could not be tried so far; a torn last line is skipped."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def fixed_files(data: Data) -> dict[str, str]:
+    """Name and content hash of everything that no experiment may change."""
+    code = [ROOT / "prepare.py", ROOT / "agent.py", *sorted((ROOT / "lab").glob("*.py"))]
+    paths = [*code, data.folder / "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def program_text() -> str:
+    """program.md as it stands. Raises SetupError when there is nothing to steer by."""
+    path = ROOT / "program.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not text.strip():
+        raise SetupError("program.md is missing or empty: write what to research, or restore it with "
+                         "git checkout -- program.md")
+    return text
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def prices(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if len(values) not in (2, 4) or not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not IN,OUT or IN,OUT,CACHE_WRITE,CACHE_READ")
+    return values
+
+
+def has_key() -> bool:
+    return any(os.environ.get(f"ANTHROPIC_{name}", "").strip() for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL"))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="agent.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("word", nargs="?", choices=("research", "report", "confirm"), default="research",
+                        help="what to do (default: research)")
+    limits = parser.add_argument_group("when to stop (default: when you press Ctrl-C)")
+    limits.add_argument("--experiments", type=count, metavar="N", help="after N experiments, the baseline not counted")
+    limits.add_argument("--hours", type=positive, metavar="H", help="after H hours, the last part kept for confirm")
+    limits.add_argument("--max-usd", type=positive, metavar="X", help="when the model's calls have cost X dollars")
+    session = parser.add_argument_group("the session (the same for all its experiments)")
+    session.add_argument("--budget", type=positive, metavar="S",
+                         help=f"seconds of training a trial (default: the session's, at first {DEFAULT_BUDGET_S:g})")
+    session.add_argument("--tag", metavar="T", help="work on branch autoresearch/T (default: the one checked out, "
+                         "else a new one named after today)")
+    session.add_argument("--data", metavar="D", help="climbmix, builtin, or a path to .txt, .jsonl or .parquet files "
+                         "(default: climbmix with a CUDA GPU, else builtin)")
+    who = parser.add_argument_group("who proposes")
+    who.add_argument("--researcher", choices=("auto", "llm", "tuner"), default="auto",
+                     help="auto: the model if there is a key, else the tuner; llm: only the model; tuner: no model")
+    who.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=f"default: {DEFAULT_MODEL}")
+    who.add_argument("--effort", choices=("low", "medium", "high", "max"), help="how long the model thinks")
+    who.add_argument("--prices", type=prices, metavar="IN,OUT",
+                     help="dollars per million tokens, of a model that the price table lacks")
+    who.add_argument("--researcher-command", metavar="CMD",
+                     help="in place of the API, any program that reads the prompt on stdin and answers on stdout")
+    who.add_argument("--tuner-share", type=share, default=TUNER_SHARE, metavar="F",
+                     help=f"the tuner's share of the turns beside a model (default: {TUNER_SHARE:g})")
+    parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def settle(options: argparse.Namespace, rows: Sequence[Row], data: Data, tag: str) -> None:
+    """Take budget from the session's rows where none was given. Raises SetupError where the session is another's."""
+    first = rows[0] if rows else None
+    if options.budget is None:
+        options.budget = first.budget if first else DEFAULT_BUDGET_S
+    if first and first.budget != options.budget:
+        raise SetupError(f"session {tag} has a budget of {first.budget:g} s, not {options.budget:g}; numbers would not "
+                         f"compare: start another with --tag {tag}-{options.budget:g}s")
+    if first and first.data != data.hash[:8]:
+        raise SetupError(f"session {tag} was measured on data {first.data}, not {data.hash[:8]} ({data.name}): name the "
+                         f"same --data, or start another session with --tag {tag}-2")
+
+
+def pick_researcher(options: argparse.Namespace, say: Callable[[str], None]) -> Researcher | None:
+    """The model, or None for the tuner alone. Raises SetupError when a model was demanded and cannot be had."""
+    if options.researcher == "tuner":
+        return None
+    if not (options.researcher_command or has_key()):
+        if options.researcher == "llm":
+            raise SetupError("--researcher llm needs ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL or --researcher-command")
+        say("no ANTHROPIC_API_KEY: the built-in tuner proposes instead of a model")
+        return None
+    researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices)
+    try:
+        researcher.check()
+    except Unavailable as error:
+        if error.fatal:
+            raise SetupError(str(error)) from None
+        say(f"{error}; the tuner works until the model answers")
+    return researcher
+
+
+def open_session(options: argparse.Namespace, display: Display, stop: Stop) -> Loop:
+    """Everything that is checked before the first write. Raises SetupError with nothing changed."""
+    program_text()
+    compile_train()
+    store = Store.open(ROOT, options.tag, datetime.now().strftime("%b%d").lower())
+    with progress_bar() as report:
+        data = open_data(options.data or default_data(), report)
+    settle(options, store.rows(), data, store.tag)
+    if options.data is None and data.name == "builtin":
+        display.say("no CUDA GPU: the small CPU profile, whose numbers compare only with themselves")
+    if sandbox.level() == "none":
+        display.say("sandbox: none. This kernel has no Landlock: a trial can read and write what you can")
+    researcher = pick_researcher(options, display.say)
+    for line in [*store.begin(), *store.recover()]:
+        display.say(line)
+    return Loop(options, store, data, display, researcher, stop)
+
+
+def compile_train() -> None:
+    try:
+        edits.check((ROOT / "train.py").read_text(encoding="utf-8"), ())
+    except (OSError, UnicodeDecodeError, edits.ProposalError) as error:
+        raise SetupError(f"train.py cannot be the baseline: {one_line(str(error))} Mend it and commit.") from None
+
+
+def work(options: argparse.Namespace) -> int:
+    """`research` and `confirm`: open the session, do it, leave the branch closed."""
+    stop = Stop()
+    with Display("autoresearch") as display:
+        loop = open_session(options, display, stop)
+        stop.listen()
+        try:
+            if options.word == "research":
+                display.say(f"stopped: {loop.run()}")
+            elif loop.best is None:
+                raise SetupError("nothing to confirm yet: run python agent.py first")
+            else:
+                confirm(loop)
+            return 0
+        except SetupError as error:  # the loop had begun: a fault, not a refused start
+            display.say(f"agent.py: {error}")
+            return 1
+        finally:
+            loop.close()
+
+
+def report_session(options: argparse.Namespace) -> int:
+    """`report`: the morning's text, progress.png and report.html, from the rows alone; never locks, never writes rows."""
+    from lab import report
+
+    return report.main(ROOT, quiet=options.quiet)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    os.chdir(ROOT)
+    sandbox.hide()
+    try:
+        return report_session(options) if options.word == "report" else work(options)
+    except SetupError as error:
+        print(f"agent.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print("agent.py: the disk is full; make room and run the same command again: it continues", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""results.tsv, the session's memory: read, repair, append; and the types that outlive a night.
+
+Promises: a row is appended whole and fsynced, rows are never rewritten, a torn tail is cut off before the next append.
+Does not decide anything: verdicts come from agent.py, numbers from the referee.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One idea, already a complete and checked train.py."""
+
+    description: str          # one line, the proposer's words
+    code: str                 # the whole train.py that results
+    source: str               # the model's name, "tuner" or "baseline"
+    reasoning: str = ""
+    usd: float = 0.0          # list price of every call that led here, repairs included
+    note: str = ""            # facts about how it came to be ("repaired once", ...)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the referee measured in one run of one train.py with one seed. A crash is a value, never an exception."""
+
+    val_bpb: float | None     # bits per byte on `split`; None for a crash
+    reason: str               # why it crashed, one line; "" when it did not
+    seed: int
+    split: str                # "val" or "test"
+    budget: float             # seconds of training
+    device: str
+    data: str                 # first eight characters of the data hash
+    sandbox: str              # what the kernel enforced, "none" where it could not
+    train_seconds: float = 0.0
+    total_seconds: float = 0.0
+    tokens_m: float = 0.0     # millions of training tokens handed out
+    params_m: float = 0.0     # millions of parameters, as the model object counts them
+    memory_gb: float = 0.0    # peak: GPU memory where there is one, else resident memory
+    note: str = ""            # measured peculiarities ("pins its own seed", ...)
+    log: str = ""             # bounded head and tail of what it printed: data, never parsed for a number
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, stop
+
+    @property
+    def crashed(self) -> bool:
+        return self.val_bpb is None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of results.tsv; the fields are the columns, in order."""
+
+    commit: str
+    val_bpb: float | None
+    memory_gb: float = 0.0
+    status: str = ""          # keep, discard, crash, repeat
+    description: str = ""
+    experiment: int = 0
+    parent: str = ""          # commit of the incumbent it was judged against
+    seed: int = 0
+    split: str = "val"
+    budget: float = 0.0
+    train_seconds: float = 0.0
+    total_seconds: float = 0.0
+    tokens_m: float = 0.0
+    params_m: float = 0.0
+    source: str = ""
+    usd: float = 0.0
+    device: str = ""
+    data: str = ""
+    sandbox: str = ""
+    note: str = ""
+    when: str = ""            # ISO 8601, UTC
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+HEADER = "\t".join(COLUMNS) + "\n"
+_FORMATS = {"val_bpb": ".6f", "memory_gb": ".2f", "budget": "g", "train_seconds": ".1f", "total_seconds": ".1f",
+            "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f"}
+_TYPES = {f.name: (float if "float" in str(f.type) else f.type) for f in fields(Row)}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All rows of one idea: its own row first, then its repeats."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+    @property
+    def own(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def commit(self) -> str:
+        return self.own.commit
+
+    @property
+    def status(self) -> str:
+        return self.own.status
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The estimate: mean over its trials on the validation split; None after a crash."""
+        values = [row.val_bpb for row in self.rows if row.split == "val" and row.val_bpb is not None]
+        return sum(values) / len(values) if values and self.own.val_bpb is not None else None
+
+
+def experiments(rows: Iterable[Row]) -> list[Experiment]:
+    """Group rows by experiment number, in order of first appearance."""
+    grouped: dict[int, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.experiment, []).append(row)
+    return [Experiment(number, tuple(members)) for number, members in grouped.items()]
+
+
+def incumbent(history: Sequence[Experiment]) -> Experiment | None:
+    """The last experiment that was kept: the branch's head."""
+    return next((e for e in reversed(history) if e.status == "keep"), None)
+
+
+def sigma(history: Iterable[Experiment]) -> float | None:
+    """Noise of val_bpb between seeds: pooled standard deviation of trials of equal commits; None before a repeat."""
+    squares, freedom = 0.0, 0
+    for experiment in history:
+        values = [row.val_bpb for row in experiment.rows if row.split == "val" and row.val_bpb is not None]
+        squares += sum((value - sum(values) / len(values)) ** 2 for value in values)
+        freedom += max(0, len(values) - 1)
+    return (squares / freedom) ** 0.5 if freedom else None
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Text made fit for a cell or a terminal line: no control characters, no runs of blanks, bounded."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def format_row(row: Row) -> str:
+    cells = []
+    for name in COLUMNS:
+        value = getattr(row, name)
+        if value is None:
+            cells.append("")
+        elif isinstance(value, str):
+            cells.append(one_line(value))
+        else:
+            cells.append(format(value, _FORMATS.get(name, "")))
+    return "\t".join(cells) + "\n"
+
+
+def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
+    """Raises ValueError for a line that is not a whole row."""
+    cells = line.rstrip("\n").split("\t")
+    if len(cells) != len(columns):
+        raise ValueError(f"{len(cells)} cells, expected {len(columns)}")
+    values = {}
+    for name, cell in zip(columns, cells, strict=True):
+        kind = _TYPES[name]
+        if name == "val_bpb":
+            values[name] = float(cell) if cell else None
+        else:
+            values[name] = cell if kind is str else kind(cell or 0)
+    return Row(**values)
+
+
+def read(path: Path) -> list[Row]:
+    """Every whole row. Raises ValueError naming the line for a damaged one (a torn last line is skipped)."""
+    if not path.exists():
+        return []
+    header, *lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1] or [""]
+    if not header:
+        return []
+    columns = header.split("\t")
+    unknown = [name for name in columns if name not in _TYPES]
+    if unknown:
+        raise ValueError(f"{path.name} line 1: unknown columns {', '.join(map(repr, unknown[:3]))}")
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            row = parse_row(line, columns)
+        except ValueError as error:
+            raise ValueError(f"{path.name} line {number + 2}: {error}") from None
+        if "experiment" not in columns:  # the field's five-column files: one row an experiment, a crash logged as 0
+            row = replace(row, experiment=number, val_bpb=None if row.status == "crash" else row.val_bpb)
+        rows.append(row)
+    return rows
+
+
+def repair(path: Path) -> str:
+    """Cut a torn last line (a write that lost its power) and restore a missing header; say what was done, or ""."""
+    data = path.read_bytes() if path.exists() else b""
+    if not data.startswith(b"commit\t") and HEADER.encode().startswith(data):
+        with open(path, "wb") as f:
+            f.write(HEADER.encode())
+            os.fsync(f.fileno())
+        return "wrote its header"
+    whole = data.rfind(b"\n") + 1
+    if whole == len(data):
+        return ""
+    with open(path, "r+b") as f:
+        f.truncate(whole)
+        os.fsync(f.fileno())
+    return f"cut a torn last line of {len(data) - whole} bytes"
+
+
+def append(path: Path, row: Row) -> None:
+    """The commit point: after this returns, the row survives a power cut."""
+    with open(path, "ab") as f:
+        f.write(format_row(row).encode())
+        f.flush()
+        os.fsync(f.fileno())

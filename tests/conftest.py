@@ -1,0 +1,58 @@
+"""What every test shares: the checkout on the path, one cache of prepared corpora for the whole run, no key, no GPU."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from prepare import Data, open_data  # noqa: E402
+
+SYLLABLES = ["ka", "lo", "mi", "ru", "ten", "sa", "ví", "or", "an", "the", "ing", "7", "42", "do", "er", "st"]
+WORDS = [random.Random(i).choice(SYLLABLES) + random.Random(i + 999).choice(SYLLABLES) * (i % 3) for i in range(1, 400)]
+
+
+def make_text(seed: int, n_words: int) -> str:
+    """Text that a model can learn something about: each word says much about the next."""
+    dice, words, at = random.Random(seed), [], 0
+    for _ in range(n_words):
+        at = (at * 3 + dice.choice((1, 1, 1, 5, 11))) % len(WORDS)
+        words.append(WORDS[at] + dice.choice(("", "", "", ",", ".", "\n", "\n\n")))
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """AUTORESEARCH_CACHE for this process and all that it starts."""
+    folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("AUTORESEARCH_CACHE")
+    os.environ["AUTORESEARCH_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("AUTORESEARCH_CACHE")
+    if before is not None:
+        os.environ["AUTORESEARCH_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 200 short .txt files, 0.9 MB: the tiny tier, vocabulary 512 and rows of 128 tokens."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(200):
+        (folder / f"{i:03}.txt").write_text(make_text(i, 800))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(cache: Path, corpus_path: Path) -> Data:
+    """The small corpus that most tests train on, prepared once; corpus_path is its --data."""
+    return open_data(str(corpus_path))
+
+
+@pytest.fixture(scope="session")
+def builtin(cache: Path) -> Data:
+    """The builtin corpus, prepared once (10 s)."""
+    return open_data("builtin")

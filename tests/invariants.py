@@ -1,0 +1,68 @@
+"""What must hold of a checkout at rest, whatever happened before: I1 to I3 of the design, by git and bytes alone."""
+
+import subprocess
+from pathlib import Path
+
+from lab import ledger
+
+
+def git(root: Path, *words: str) -> str:
+    """Plain git, not the store's way to it. Raises AssertionError with what git said."""
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True)
+    assert not done.returncode, f"git {' '.join(words)}: {done.stderr.decode()}"
+    return done.stdout.decode("utf-8", "surrogateescape").strip()
+
+
+def check(root: Path) -> None:
+    """Raise AssertionError, with details, where the session that is checked out in `root` breaks an invariant."""
+    branch = git(root, "symbolic-ref", "HEAD")
+    assert branch.startswith("refs/heads/autoresearch/"), branch
+    rows = _check_rows(root)
+    _check_candidates(root, branch.rpartition("/")[2], rows)
+    _check_head(root, rows)
+    _check_tree(root)
+    said = subprocess.run(["git", "fsck", "--strict", "--no-dangling"], cwd=root, capture_output=True)
+    assert not said.returncode and b"missing" not in said.stdout, (said.stdout, said.stderr)
+
+
+def _check_rows(root: Path) -> list[ledger.Row]:
+    """I3: whole rows, rising numbers."""
+    data = (root / "results.tsv").read_bytes()
+    assert data.startswith(ledger.HEADER.encode()) and data.endswith(b"\n"), data[-200:]
+    rows = ledger.read(root / "results.tsv")
+    assert len(rows) == data.count(b"\n") - 1
+    numbers = [row.experiment for row in rows if row.status != "repeat"]
+    assert numbers == list(range(len(numbers))), numbers
+    return rows
+
+
+def _check_candidates(root: Path, tag: str, rows: list[ledger.Row]) -> None:
+    """Every row's train.py can be read under its ref."""
+    names = git(root, "for-each-ref", "--format=%(refname) %(objectname)", f"refs/autoresearch/{tag}/").splitlines()
+    refs = dict(name.split() for name in names)
+    for row in rows:
+        commit = refs.get(f"refs/autoresearch/{tag}/{row.experiment}", "")
+        assert commit.startswith(row.commit), (row.experiment, row.commit, commit)
+        git(root, "cat-file", "-e", f"{commit}:train.py")
+
+
+def _check_head(root: Path, rows: list[ledger.Row]) -> None:
+    """I1: HEAD is the last keep's commit, or only rows and directions were committed on top of it."""
+    kept = [row.commit for row in rows if row.status == "keep"]
+    if kept:
+        head = git(root, "rev-parse", "HEAD")
+        git(root, "merge-base", "--is-ancestor", kept[-1], head)
+        changed = set(git(root, "diff", "--name-only", kept[-1], head).split())
+        assert changed <= {"program.md", "results.tsv"}, (kept[-1], head, changed)
+
+
+def _check_tree(root: Path) -> None:
+    """I2: the work tree and the index equal HEAD, results.tsv and program.md aside; nothing half-done lies about."""
+    changed = git(root, "diff", "--name-only", "HEAD") + "\n" + git(root, "diff", "--name-only", "--cached", "HEAD")
+    assert set(changed.split()) <= {"program.md", "results.tsv"}, changed
+    held = subprocess.run(["git", "cat-file", "blob", "HEAD:train.py"], cwd=root, capture_output=True).stdout
+    assert (root / "train.py").read_bytes() == held
+    common = root / git(root, "rev-parse", "--git-common-dir")
+    left = [path for folder in (common, root / git(root, "rev-parse", "--git-dir")) for path in folder.rglob("*.lock")]
+    assert [path for path in left if path.name != "autoresearch.lock"] == []
+    assert list(root.glob(".*.new")) == []

@@ -1,0 +1,502 @@
+"""Corpora: the same bytes everywhere, splits that share nothing, a preparation that survives what interrupts it."""
+
+import errno
+import http.server
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ROOT, make_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import prepare
+from prepare import Data, Packer, SetupError, open_data
+
+PYTHON = sys.executable
+
+
+def run_prepare(cache: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run([PYTHON, "prepare.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"AUTORESEARCH_CACHE": str(cache)} | variables)
+
+
+# Packing --------------------------------------------------------------------------------------------------------------
+
+
+def naive_rows(documents: list[list[int]], row_tokens: int, buffer: int) -> list[list[int]]:
+    """The rule as it is said: look at every document of the buffer before every choice."""
+    documents, waiting, rows, row = list(documents), [], [], []
+    while True:
+        while documents and len(waiting) < buffer:
+            waiting.append(documents.pop(0))
+        if not waiting:
+            return rows
+        room = row_tokens - len(row)
+        fitting = [document for document in waiting if len(document) <= room]
+        chosen = max(fitting, key=len) if fitting else min(waiting, key=len)  # both: the oldest of equal ones
+        waiting.pop(next(i for i, document in enumerate(waiting) if document is chosen))
+        row += chosen[:room]
+        if len(row) == row_tokens:
+            rows.append(row)
+            row = []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(2, 25), st.integers(1, 12))
+def test_rows_are_those_of_the_naive_rule(lengths: list[int], row_tokens: int, buffer: int) -> None:
+    documents = [[1000 * (i + 1) + j for j in range(length)] for i, length in enumerate(lengths)]
+    file, packer_buffer = io.BytesIO(), prepare.BUFFER
+    prepare.BUFFER = buffer
+    try:
+        packer = Packer(row_tokens, file)
+        for document in documents:
+            packer.add(np.array(document, np.uint16))
+        n_rows = packer.finish()
+    finally:
+        prepare.BUFFER = packer_buffer
+    rows = np.frombuffer(file.getvalue(), np.uint16).reshape(n_rows, row_tokens)
+    assert rows.tolist() == naive_rows(documents, row_tokens, buffer)
+
+
+def test_a_row_starts_with_bos_and_holds_only_known_tokens(corpus: Data) -> None:
+    known = {*range(len(corpus.tokenizer().token_byte_values())), corpus.vocab_size - 1}
+    for split, n_rows in corpus.rows.items():
+        rows = corpus.split(split)
+        assert rows.shape == (n_rows, corpus.max_seq_len + 1)
+        assert rows.dtype == np.uint16
+        assert not rows.flags.writeable
+        assert (rows[:, 0] == corpus.vocab_size - 1).all()
+        assert set(np.unique(rows).tolist()) <= known
+
+
+def test_a_document_longer_than_a_row_is_cut_not_cropped(corpus: Data) -> None:
+    encoding, text = corpus.tokenizer(), make_text(5, 500)
+    parts = [tokens for _, tokens in prepare._tokenize(encoding, iter([("val", text, 0.0)]), 64, lambda done: None)]
+    assert all(part[0] == corpus.vocab_size - 1 for part in parts)
+    assert {len(part) for part in parts[:-1]} == {65}
+    assert encoding.decode([int(token) for part in parts for token in part[1:]]) == text
+
+
+def test_most_of_the_text_survives_packing(corpus: Data, corpus_path: Path) -> None:
+    n_bytes = sum(path.stat().st_size for path in corpus_path.iterdir())
+    counts = corpus.token_bytes()
+    assert sum(counts[corpus.split(split)].sum() for split in corpus.rows) > 0.9 * n_bytes
+
+
+def test_rows_are_in_random_order_so_that_the_first_ones_are_a_fair_sample(tmp_path: Path) -> None:
+    source = np.repeat(np.arange(9000, dtype=np.uint16)[:, None], 3, axis=1)
+    with open(tmp_path / "rows", "w+b") as file:
+        file.write(source)
+        file.flush()
+        prepare._shuffle(file, tmp_path / "bin", 3)
+    shuffled = np.fromfile(tmp_path / "bin", np.uint16).reshape(-1, 3)
+    assert sorted(shuffled.tolist()) == source.tolist()
+    assert abs(shuffled[:900, 0].mean() - 4500) < 300  # its standard error is 87
+
+
+# Tokenizer ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text())
+def test_byte_counts_are_those_of_the_text(corpus: Data, text: str) -> None:
+    tokens = corpus.tokenizer().encode_to_numpy(text, disallowed_special=())
+    assert corpus.token_bytes()[tokens].sum() == len(text.encode("utf-8", "replace"))
+
+
+def test_a_token_that_is_no_valid_utf8_counts_its_own_bytes(builtin: Data) -> None:
+    counts, encoding = builtin.token_bytes(), builtin.tokenizer()
+    assert counts.shape == (2048,) and counts.dtype == np.int64
+    assert counts[-1] == 0 and counts[:-1].min() == 1
+    invalid = [token for token in range(2047) if "\ufffd" in encoding.decode([token])]
+    assert len(invalid) >= 128
+    assert any(len(encoding.decode([token]).encode()) != counts[token] for token in invalid)
+
+
+def test_numbers_are_split_into_at_most_two_digits(builtin: Data) -> None:
+    pieces = [builtin.tokenizer().decode([token]) for token in builtin.tokenizer().encode_ordinary("x = 1234567")]
+    assert all(sum(c.isdigit() for c in piece) <= 2 for piece in pieces)
+
+
+def test_the_name_of_bos_in_a_text_is_plain_text(corpus: Data) -> None:
+    [(_, tokens)] = prepare._tokenize(corpus.tokenizer(), iter([("val", "<|bos|> a", 0.0)]), None, lambda done: None)
+    assert (tokens == corpus.vocab_size - 1).sum() == 1
+
+
+def test_a_run_of_three_million_blanks_is_text_like_any_other(cache: Path, tmp_path: Path) -> None:
+    texts = [make_text(i, 400) for i in range(120)] + [" " * 3_000_000 + "end"]
+    (tmp_path / "blanks.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert open_data(str(tmp_path / "blanks.jsonl")).rows["train"] > 100
+
+
+# Splits, hashes, files ------------------------------------------------------------------------------------------------
+
+
+def texts_by_split(name: str, files: dict[str, Path]) -> dict[str, Counter]:
+    found = {split: Counter() for split in ("train", "val", "test")}
+    for split, text, _ in prepare._documents(name, files):
+        found[split][text] += 1
+    return found
+
+
+def disjoint(found: dict[str, Counter]) -> bool:
+    return len(set().union(*found.values())) == sum(map(len, found.values()))
+
+
+def test_no_document_is_in_two_splits(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": make_text(i % 500, 20)}) for i in range(2000)]  # each four times, far apart
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:1000]))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[1000:]))
+    found = texts_by_split("x", prepare._path_files(str(tmp_path)))
+    assert disjoint(found) and min(map(len, found.values())) > 0
+    assert {split: sum(counts.values()) for split, counts in found.items()}["train"] > 1700
+
+
+def test_builtin_repeats_no_file_and_leaves_out_what_differs_between_builds() -> None:
+    files = prepare._builtin_files()
+    assert "torch/version.py" not in files and "torch/nn/modules/linear.py" in files
+    assert list(files) == sorted(files)
+    found = texts_by_split("builtin", files)
+    assert disjoint(found) and all(set(counts.values()) == {1} for counts in found.values())
+
+
+def test_builtin_has_the_sizes_that_design_gives_it(builtin: Data) -> None:
+    assert (builtin.name, builtin.vocab_size, builtin.max_seq_len) == ("builtin", 2048, 256)
+    assert builtin.rows["train"] * 256 > 15_000_000
+    assert builtin.eval_rows == {"val": 1024, "test": 1024}
+    assert min(builtin.rows["val"], builtin.rows["test"]) >= 1024
+
+
+def test_the_same_text_has_the_same_hash_in_another_cache_and_another_folder(
+        corpus: Data, corpus_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "elsewhere" / "corpus"
+    copy.mkdir(parents=True)
+    for path in sorted(corpus_path.iterdir(), reverse=True):
+        (copy / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    again = open_data(str(copy))
+    assert again.folder != corpus.folder
+    assert (again.hash, again.rows) == (corpus.hash, corpus.rows)
+
+
+def test_jsonl_and_parquet_of_the_same_documents_are_the_same_data(cache: Path, tmp_path: Path) -> None:
+    texts = [make_text(i, 400) for i in range(150)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "id": 7}) + "\n\n" for text in texts))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [*texts, None, ""]}), tmp_path / "b.parquet")
+    assert open_data(str(tmp_path / "a.jsonl")).hash == open_data(str(tmp_path / "b.parquet")).hash
+
+
+def test_one_long_text_file_is_many_documents(cache: Path, tmp_path: Path) -> None:
+    text = "\n\n".join(make_text(i, 60) for i in range(3000))
+    (tmp_path / "book.txt").write_text(text)
+    assert "".join(prepare._texts(tmp_path / "book.txt")) == text
+    assert min(open_data(str(tmp_path / "book.txt")).rows.values()) > 50
+
+
+def test_an_edited_corpus_is_prepared_anew_and_the_old_one_is_found_again(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(make_text(1, 60_000))
+    first, stat = open_data(str(path)), path.stat()
+    assert first.vocab_size == 512
+    path.write_text(make_text(2, 60_000))
+    assert open_data(str(path)).hash != first.hash
+    path.write_text(make_text(1, 60_000))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert open_data(str(path)) == first
+
+
+def test_a_larger_corpus_gets_a_larger_vocabulary_and_longer_rows(cache: Path, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "TIERS", ((1000, prepare.TINY), (1_000_000, prepare.SMALL)))
+    (tmp_path / "a.txt").write_text(make_text(3, 150_000))
+    data = open_data(str(tmp_path / "a.txt"))
+    assert (data.vocab_size, data.max_seq_len) == (2048, 256)
+
+
+def test_everything_on_disk_is_plain_text_or_tokens(corpus: Data) -> None:
+    names = {path.name for path in corpus.folder.iterdir()} - {"checked.json"}  # written when it is next opened
+    assert names == {"manifest.json", "tokenizer.json", "train.bin", "val.bin", "test.bin", "lock"}
+    manifest = json.loads((corpus.folder / "manifest.json").read_text())
+    assert json.loads((corpus.folder / "tokenizer.json").read_text())["pattern"] == prepare.PATTERN
+    for file, digest in manifest["files"].items():
+        assert prepare._sha256(corpus.folder / file) == digest
+    assert len(manifest["sources"]) == 200
+    assert "pickle" not in (ROOT / "prepare.py").read_text().replace("never a pickle", "")
+
+
+# Interruptions --------------------------------------------------------------------------------------------------------
+
+DIE_AT_REPLACE = """
+import os, sys
+import prepare
+real, left = os.replace, [int(sys.argv[1])]
+def replace(source, target):
+    if not left[0]: os._exit(9)
+    left[0] -= 1
+    real(source, target)
+os.replace = replace
+print(prepare.open_data(sys.argv[2]).hash)
+"""
+
+
+def test_a_kill_before_any_of_the_writes_is_made_good_by_the_same_command(corpus: Data, corpus_path: Path,
+                                                                          tmp_path: Path) -> None:
+    """Each start dies one write later than the last, on what that one left: tokenizer, three splits, manifest, seen."""
+    for writes in range(20):
+        ran = subprocess.run([PYTHON, "-c", DIE_AT_REPLACE, str(writes), str(corpus_path)], cwd=ROOT, text=True,
+                             env=os.environ | {"AUTORESEARCH_CACHE": str(tmp_path)}, capture_output=True, timeout=60)
+        if ran.returncode != 9:
+            break
+        assert ran.stdout == ""
+    assert (ran.stdout.strip(), writes) == (corpus.hash, 5), ran.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("file", ["train.bin", "val.bin", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "one byte"])
+def test_a_damaged_file_is_prepared_again(corpus: Data, corpus_path: Path, file: str, damage: str) -> None:
+    path = corpus.folder / file
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    broken[len(whole) // 3] ^= 0x55
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else broken)
+    again = open_data(str(corpus_path))
+    assert again.hash == corpus.hash
+    assert file == "manifest.json" or path.read_bytes() == whole
+
+
+def test_two_preparers_at_once_prepare_it_once(corpus: Data, corpus_path: Path, tmp_path: Path) -> None:
+    command = [PYTHON, "prepare.py", "--data", str(corpus_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, env=os.environ | {"AUTORESEARCH_CACHE": str(tmp_path)}, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all(f"data {corpus.hash[:8]}" in out for out, _ in outputs)
+    assert sum("tokenizing" in log for _, log in outputs) == 1
+
+
+# climbmix from a loopback server --------------------------------------------------------------------------------------
+
+
+class Shards(http.server.ThreadingHTTPServer):
+    """Serves small shards with Range; `cut` says after how many bytes an answer breaks off, by request number."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked: list[tuple[str, str | None]] = []
+        self.cut: dict[int, int] = {}
+        self.status: dict[int, int] = {}
+        self.body: bytes | None = None
+        self.shards = {name: shard(i) for i, name in enumerate(prepare.SHARDS)}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/main"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server, name, wanted = self.server, self.path.removeprefix("/main/"), self.headers.get("Range")
+        number = len(server.asked)
+        server.asked.append((name, wanted))
+        body = server.shards[name] if server.body is None else server.body
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if start >= len(body) or number in server.status:
+            self.send_error(server.status.get(number, 416))
+            return
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start:][: server.cut.get(number)])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def shard(number: int) -> bytes:
+    dice = random.Random(number)
+    texts = [make_text(dice.randrange(10**6), dice.randrange(20, 900)) for _ in range(130)]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def all_shards() -> Iterator[Shards]:
+    server = Shards()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(all_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
+    all_shards.asked, all_shards.cut, all_shards.status, all_shards.body = [], {}, {}, None
+    monkeypatch.setenv("AUTORESEARCH_ENDPOINT", all_shards.url)
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prepare, "RETRY_WAITS_S", (0.01,) * 6)
+    return all_shards
+
+
+def test_climbmix_comes_validation_first_and_only_once(server: Shards) -> None:
+    data = open_data("climbmix")
+    assert [name for name, _ in server.asked] == list(server.shards)
+    assert [name for name, _ in server.asked[:2]] == ["shard_06542.parquet", "shard_06541.parquet"]
+    assert (data.vocab_size, data.max_seq_len) == (8192, 2048)
+    assert min(data.rows.values()) >= prepare.MIN_ROWS
+    manifest = json.loads((data.folder / "manifest.json").read_text())
+    assert [size for size, _ in manifest["sources"].values()] == [len(body) for body in server.shards.values()]
+    assert open_data("climbmix") == data
+    assert len(server.asked) == 14
+
+
+def test_climbmix_splits_are_its_shards(server: Shards) -> None:
+    data = open_data("climbmix")
+    texts = pyarrow.parquet.read_table(io.BytesIO(server.shards["shard_06542.parquet"]))["text"].to_pylist()
+    whole = "\0".join(texts)
+    bos, encoding = data.vocab_size - 1, data.tokenizer()
+    for row in data.split("val"):
+        for document in np.split(row, np.flatnonzero(row == bos))[1:]:
+            assert encoding.decode_bytes(document[1:].tolist()).decode("utf-8", "ignore") in whole
+
+
+def test_a_half_downloaded_shard_goes_on_where_it_ended(server: Shards, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / f"climbmix-{prepare.RULE}"
+    folder.mkdir(parents=True)
+    whole = server.shards["shard_06542.parquet"]
+    (folder / "shard_06542.parquet.part").write_bytes(whole[:5000])
+    open_data("climbmix")
+    assert server.asked[0] == ("shard_06542.parquet", "bytes=5000-")
+    assert (folder / "shard_06542.parquet").read_bytes() == whole
+    assert not list(folder.glob("*.part"))
+
+
+def test_answers_that_break_off_are_continued(server: Shards) -> None:
+    server.cut, server.status = {0: 70_000, 1: 66_000, 4: 100}, {2: 503, 5: 429}
+    data = open_data("climbmix")
+    assert [wanted for _, wanted in server.asked[:4]] == ["bytes=0-", "bytes=65536-", "bytes=131072-", "bytes=131072-"]
+    for name, body in server.shards.items():
+        assert (data.folder / name).read_bytes() == body
+
+
+def test_a_part_longer_than_the_file_is_fetched_anew(server: Shards, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / f"climbmix-{prepare.RULE}"
+    folder.mkdir(parents=True)
+    (folder / "shard_06542.parquet.part").write_bytes(b"x" * 10**6)
+    assert (open_data("climbmix").folder / "shard_06542.parquet").read_bytes() == server.shards["shard_06542.parquet"]
+
+
+@pytest.mark.parametrize("fault", ["404", "a page", "always cut"])
+def test_an_endpoint_that_is_wrong_is_one_line(server: Shards, fault: str) -> None:
+    if fault == "404":
+        server.status = dict.fromkeys(range(99), 404)
+    elif fault == "a page":
+        server.body = b"<html>log in to this network</html>"
+    else:
+        server.cut = dict.fromkeys(range(99), 0)
+    with pytest.raises(SetupError) as raised:
+        open_data("climbmix")
+    assert "--data builtin" in str(raised.value) and "\n" not in str(raised.value)
+    assert len(server.asked) == (1 if fault == "404" else 3)
+
+
+def test_climbmix_out_of_reach_is_one_line_that_names_builtin(tmp_path: Path) -> None:
+    ran = run_prepare(tmp_path, "--data", "climbmix", AUTORESEARCH_ENDPOINT="http://127.0.0.1:9")
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr.count("\n") == 1 and "--data builtin" in ran.stderr
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def parquet(path: Path, **columns: list) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+BAD_INPUT = {
+    "no such path": (lambda folder: None, "builtin, climbmix"),
+    "an empty folder": (lambda folder: folder.mkdir(), "no text in"),
+    "other files": (lambda folder: (folder.mkdir(), (folder / "a.csv").write_text("a,b\n")), "no text in"),
+    "an empty file": (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("")), "too small"),
+    "a short text": (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text(make_text(1, 900))), "too small"),
+    "not UTF-8": (lambda folder: (folder.mkdir(), (folder / "a.txt").write_bytes(b"caf\xe9 " * 99)), "not UTF-8"),
+    "no JSON": (lambda folder: (folder.mkdir(), (folder / "a.jsonl").write_text('{"text": "a"}\n{"te')), "line 2"),
+    "JSON without text": (lambda folder: (folder.mkdir(), (folder / "a.jsonl").write_text('{"t": 1}\n')), "line 1"),
+    "JSON with a number": (lambda folder: (folder.mkdir(), (folder / "a.jsonl").write_text('{"text": 1}\n')), "line 1"),
+    "a JSON list": (lambda folder: (folder.mkdir(), (folder / "a.jsonl").write_text("[1]\n")), "line 1"),
+    "no parquet": (lambda folder: (folder.mkdir(), (folder / "a.parquet").write_text("PAR1")), "not a parquet"),
+    "another column": (lambda folder: (folder.mkdir(), parquet(folder / "a.parquet", body=["a"])), '"text"'),
+    "a column of numbers": (lambda folder: (folder.mkdir(), parquet(folder / "a.parquet", text=[1])), '"text"'),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_that_says_what_and_what_to_do(case: str, cache: Path, tmp_path: Path) -> None:
+    make, said = BAD_INPUT[case]
+    make(tmp_path / "bad")
+    with pytest.raises(SetupError) as raised:
+        open_data(str(tmp_path / "bad"))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value) and ";" in str(raised.value)
+
+
+def test_bad_input_at_the_command_line_exits_2_without_a_traceback(tmp_path: Path) -> None:
+    ran = run_prepare(tmp_path, "--data", "no/such/corpus")
+    assert ran.returncode == 2
+    assert ran.stderr == "prepare.py: no corpus 'no/such/corpus'; use builtin, climbmix, or a file or folder that exists\n"
+
+
+def test_a_full_disk_is_one_line(corpus: Data, corpus_path: Path, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / corpus.folder.name
+    folder.mkdir()
+    (folder / "val.bin.tmp").symlink_to("/dev/full")  # a device that is always full
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path))
+    with pytest.raises(SetupError, match="no disk space left"):
+        open_data(str(corpus_path))
+    (folder / "val.bin.tmp").unlink()
+    assert open_data(str(corpus_path)).hash == corpus.hash
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(corpus_path: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SetupError, match=os.strerror(errno.ENOTDIR) + "; set AUTORESEARCH_CACHE"):
+        open_data(str(corpus_path))
+
+
+# By hand --------------------------------------------------------------------------------------------------------------
+
+
+def test_by_hand_prints_whole_lines_and_what_was_prepared(corpus: Data, corpus_path: Path, tmp_path: Path) -> None:
+    ran = run_prepare(tmp_path, "--data", str(corpus_path))
+    assert ran.returncode == 0
+    assert corpus.hash[:8] in ran.stdout and "vocabulary 512" in ran.stdout
+    assert "\r" not in ran.stderr and "tokenizing" in ran.stderr
+    again = run_prepare(tmp_path, "--data", str(corpus_path))
+    assert (again.stdout, again.stderr) == (ran.stdout, "")
+
+
+def test_the_default_without_a_gpu_is_builtin_and_importing_loads_no_torch() -> None:
+    code = "import sys, prepare; print(prepare.default_data(), 'torch' in sys.modules)"
+    ran = subprocess.run([PYTHON, "-c", code], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
+                         capture_output=True, timeout=60)
+    assert ran.stdout == "builtin False\n", ran.stderr

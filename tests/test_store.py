@@ -1,0 +1,737 @@
+"""The store over real git repositories: what it promises of saves, advances, refusals, kills and damage."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import invariants
+import pytest
+from invariants import git
+
+from lab import ledger
+from lab.ledger import Row
+from lab.store import Store
+from prepare import SetupError
+
+START = "print(1)\n"
+READING = {"rev-parse", "cat-file", "ls-tree", "merge-base", "for-each-ref", "ls-files", "var", "check-ref-format",
+           "diff"}
+
+
+@pytest.fixture(autouse=True)
+def plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No configuration but a repository's own, whoever runs the tests."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_repository(tmp_path / "checkout")
+
+
+def make_repository(root: Path) -> Path:
+    root.mkdir()
+    subprocess.run(["git", "init", "-q", "-b", "main", "--template=", str(root)], check=True)
+    git(root, "config", "user.name", "A Person")
+    git(root, "config", "user.email", "person@example.org")
+    (root / "train.py").write_text(START)
+    (root / "program.md").write_text("find something\n")
+    (root / "results.tsv").write_text(ledger.HEADER)
+    (root / "other.py").write_text("a = 1\n")
+    (root / "lab").mkdir()
+    (root / "lab" / "part.py").write_text("b = 1\n")
+    (root / ".gitignore").write_text("runs/\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "start")
+    return root
+
+
+def open_session(root: Path, tag: str | None = None) -> Store:
+    store = Store.open(root, tag, "nov23")
+    store.begin()
+    store.recover()
+    return store
+
+
+def experiment(store: Store, keep: bool, code: str | None = None) -> str:
+    """One turn of the loop, as agent.py makes it, with a verdict given beforehand."""
+    number = len(ledger.experiments(store.rows()))
+    code = code or (f"print({number + 1})\n" if number else store.train_code())
+    commit = store.save(number, code, f"experiment {number}", "because")
+    row = Row(commit[:10], 1.0 - number / 100, status="keep" if keep else "discard", experiment=number, description="x")
+    ledger.append(store.root / "results.tsv", row)
+    if keep:
+        store.advance(commit)
+    return commit
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Every byte below a folder, but for the lock file, which has none."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
+            if path.is_file() and path.name != "autoresearch.lock"}
+
+
+def refs(root: Path, prefix: str = "refs/") -> dict[str, str]:
+    lines = git(root, "for-each-ref", "--format=%(refname) %(objectname)", prefix).splitlines()
+    return dict(line.split() for line in lines)
+
+
+# -- a session ----------------------------------------------------------------------------------------------------
+
+
+def test_keeps_advance_the_branch_and_discards_stay_readable(root: Path) -> None:
+    with open_session(root) as store:
+        for keep in (True, False, True):
+            experiment(store, keep)
+            invariants.check(root)
+        assert git(root, "rev-parse", "HEAD") == refs(root)["refs/autoresearch/nov23/2"]
+        assert [store.code(n) for n in range(3)] == [START, "print(2)\n", "print(3)\n"]
+        assert "+print(2)" in store.diff(1) and "-print(1)" in store.diff(2)
+        assert (root / "train.py").read_text() == "print(3)\n"
+        assert git(root, "log", "-1", "--format=%B") == "experiment 2\n\nbecause"
+
+
+def test_a_candidate_changes_neither_head_nor_work_tree_nor_index(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        before = snapshot(root)
+        commit = store.save(1, "print(2)\n", "try", "")
+        after = snapshot(root)
+        new = set(after) - set(before)
+        assert {name for name in before if before[name] != after[name]} == set()
+        assert all(name.startswith((".git/objects", ".git/refs/autoresearch/nov23")) for name in new), new
+        assert git(root, "rev-parse", f"{commit}^") == git(root, "rev-parse", "HEAD")
+
+
+def test_a_kept_commit_carries_program_and_rows_as_they_stood(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        (root / "program.md").write_text("now look elsewhere\n")
+        rows = (root / "results.tsv").read_text()
+        commit = experiment(store, True)
+        assert git(root, "show", f"{commit}:program.md") == "now look elsewhere"
+        assert git(root, "show", f"{commit}:results.tsv") == rows.strip()
+        assert git(root, "show", f"{commit}:other.py") == "a = 1"
+        invariants.check(root)
+
+
+def test_closing_leaves_a_clean_tree_and_says_what_the_session_brought(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        kept = experiment(store, True)
+        experiment(store, False)
+        assert store.close() and not store.close()
+    assert git(root, "status", "--porcelain") == ""
+    assert git(root, "rev-parse", "HEAD^") == kept
+    subject = git(root, "log", "-1", "--format=%s")
+    assert subject == "Close session nov23: 3 experiments, 2 kept, val_bpb 1.000000 -> 0.990000"
+    invariants.check(root)
+
+
+def test_the_same_start_continues_after_a_closing_commit(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        store.close()
+    with Store.open(root, None, "dec01") as store:
+        assert (store.tag, store.new, store.begin(), store.recover()) == ("nov23", False, [], [])
+        experiment(store, False)
+        experiment(store, True)
+        store.close()
+    invariants.check(root)
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_a_new_session_starts_empty_from_the_incumbent_and_the_old_rows_stay(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        experiment(store, True)
+    with open_session(root, "second") as store:
+        assert (root / "results.tsv").read_text() == ledger.HEADER and store.rows() == []
+        assert store.train_code() == "print(2)\n"
+        experiment(store, True)
+        assert [row.experiment for row in store.earlier_rows()] == [0, 1]
+    invariants.check(root)
+    git(root, "merge-base", "--is-ancestor", "autoresearch/nov23", "autoresearch/second")
+
+
+def test_a_name_of_today_that_is_taken_gets_a_number(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        store.close()
+    git(root, "switch", "-q", "main")
+    with open_session(root) as store:
+        assert store.tag == "nov23-2"
+
+
+def test_other_branches_files_and_staged_work_are_never_touched(root: Path) -> None:
+    git(root, "branch", "mine")
+    git(root, "tag", "v1")
+    (root / "notes.txt").write_text("untracked")
+    before = refs(root)
+    with open_session(root) as store:
+        for keep in (True, True, False):
+            experiment(store, keep)
+        (root / "staged.py").write_text("mine\n")  # staged while the loop runs
+        git(root, "add", "staged.py")
+        experiment(store, True)
+        store.close()
+        assert git(root, "diff", "--cached", "--name-only") == "staged.py"
+    assert {name: commit for name, commit in refs(root).items() if "autoresearch" not in name} == before
+    assert (root / "notes.txt").read_text() == "untracked"
+
+
+@pytest.mark.parametrize("code", ["a = 1\r\nb = 2\r\n", "a = '\udce9\udcff'\n", "no newline", "\ufeffa = 1\n", "é\t \n\n"])
+@pytest.mark.parametrize("autocrlf", ["true", "input"])
+def test_bytes_are_kept_exactly(root: Path, code: str, autocrlf: str) -> None:
+    git(root, "config", "core.autocrlf", autocrlf)
+    with open_session(root) as store:
+        experiment(store, True)
+        experiment(store, True, code)
+        assert store.code(1) == store.train_code() == code
+        assert store.recover() == []
+    assert (root / "train.py").read_bytes() == code.encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize("text", ["--help", "-m x", "refs/heads/main", "@{-1}", "$(touch pwned)", "a\0b", "\x1b[31mred",
+                                  "", "#comment", "x\n\nSigned-off-by: y", "\udcff", "'; rm -rf . #", "HEAD:train.py"])
+def test_text_from_a_model_is_inert(root: Path, text: str) -> None:
+    before = refs(root, "refs/heads")
+    with open_session(root) as store:
+        experiment(store, True)
+        head = git(root, "rev-parse", "HEAD")
+        commit = store.save(1, text, text, text)
+        assert store.code_of(commit) == text and git(root, "rev-parse", "HEAD") == head
+        assert "\x1b" not in git(root, "cat-file", "commit", commit)
+        store.advance(commit)
+        store.close()
+    assert before.items() <= refs(root, "refs/heads").items() and len(refs(root)) == len(before) + 3
+    assert not (root / "pwned").exists()
+
+
+def test_hooks_and_signing_of_the_user_do_not_run(root: Path) -> None:
+    hooks = root / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in ("pre-commit", "reference-transaction", "post-index-change", "commit-msg"):
+        (hooks / name).write_text("#!/bin/sh\ntouch ran\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    git(root, "config", "commit.gpgsign", "true")
+    git(root, "config", "core.fsmonitor", "exit 1; touch ran")
+    with open_session(root) as store:
+        experiment(store, True)
+        experiment(store, True)
+        store.close()
+    assert not (root / "ran").exists()
+
+
+def test_a_worktree_has_a_session_of_its_own(root: Path, tmp_path: Path) -> None:
+    git(root, "worktree", "add", "-q", "-b", "second", str(tmp_path / "tree"))
+    with open_session(root) as first, open_session(tmp_path / "tree") as second:
+        assert (first.tag, second.tag) == ("nov23", "nov23-2")
+        for store in (first, second):
+            experiment(store, True)
+            experiment(store, True)
+            store.close()
+            invariants.check(store.root)
+
+
+def test_without_an_identity_the_commits_are_autoresearch_s(root: Path) -> None:
+    for name in ("user.name", "user.email"):
+        git(root, "config", "--unset", name)
+    git(root, "config", "user.useConfigOnly", "true")
+    with open_session(root) as store:
+        experiment(store, True)
+    assert git(root, "log", "-1", "--format=%an <%ae>") == "autoresearch <autoresearch@localhost>"
+
+
+def test_a_start_from_a_git_hook_stays_in_its_own_repository(root: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_repository(tmp_path / "other")
+    before = snapshot(other)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    with open_session(root) as store:
+        experiment(store, True)
+        experiment(store, True)
+        store.close()
+    assert snapshot(other) == before
+    monkeypatch.undo()
+    invariants.check(root)
+
+
+def test_an_edit_of_train_py_while_the_loop_runs_is_left_in_place(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        (root / "train.py").write_text("mine\n")
+        commit = store.save(1, "print(2)\n", "better", "")
+        assert "edited by hand" in store.advance(commit)
+        assert (root / "train.py").read_text() == "mine\n" and git(root, "rev-parse", "HEAD") == commit
+
+
+def test_a_commit_made_by_hand_while_a_trial_runs_is_joined(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        commit = store.save(1, "print(2)\n", "better", "")
+        (root / "program.md").write_text("steer\n")
+        git(root, "commit", "-q", "-am", "steer")
+        ledger.append(root / "results.tsv", Row(commit, 0.9, status="keep", experiment=1))
+        store.advance(commit)
+        assert git(root, "show", "HEAD:program.md") == "steer" and git(root, "show", "HEAD:train.py") == "print(2)"
+        assert store.recover() == []
+        invariants.check(root)
+
+
+def test_a_branch_switched_by_hand_stops_the_loop_and_is_left_alone(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        commit = store.save(1, "print(2)\n", "better", "")
+        git(root, "checkout", "-q", "-f", "main")
+        before = snapshot(root)
+        for call in (lambda: store.advance(commit), store.close, lambda: store.save(2, "x", "x")):
+            with pytest.raises(SetupError, match="git switch autoresearch/nov23"):
+                call()
+        assert snapshot(root) == before
+
+
+def test_an_editor_that_holds_the_index_does_not_stop_the_loop(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        (root / ".git" / "index.lock").touch()
+        commit = experiment(store, True)
+        assert git(root, "rev-parse", "HEAD") == commit
+        (root / ".git" / "index.lock").unlink()
+        experiment(store, True)
+        invariants.check(root)
+
+
+# -- refused starts -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_agent_is_refused_until_the_first_process_ends(root: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from lab.store import Store\n" \
+           "store = Store.open(Path(sys.argv[1]), None, 'nov23'); print('open', flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE,
+                             cwd=Path(__file__).parent.parent)
+    assert first.stdout and first.stdout.readline() == b"open\n"
+    with pytest.raises(SetupError, match="another agent"):
+        Store.open(root, None, "nov23")
+    first.kill()
+    first.wait()
+    Store.open(root, None, "nov23").release()
+
+
+def dirty(root: Path) -> None:
+    (root / "other.py").write_text("a = 2\n")
+
+
+def staged(root: Path) -> None:
+    (root / "more.py").write_text("c = 1\n")
+    git(root, "add", "more.py")
+
+
+def edited_train(root: Path) -> None:
+    (root / "train.py").write_text("mine\n")
+
+
+def staged_train(root: Path) -> None:
+    edited_train(root)
+    git(root, "add", "train.py")
+    (root / "train.py").write_text((git(root, "show", "HEAD:train.py")) + "\n")
+
+
+def executable(root: Path) -> None:
+    (root / "other.py").chmod(0o755)
+
+
+def merging(root: Path) -> None:
+    (root / ".git" / "MERGE_HEAD").write_text(git(root, "rev-parse", "HEAD") + "\n")
+
+
+def symlink(root: Path) -> None:
+    (root / "program.md").rename(root / "elsewhere.md")
+    (root / "program.md").symlink_to("elsewhere.md")
+
+
+def without_train(root: Path) -> None:
+    git(root, "rm", "-q", "train.py")
+    git(root, "commit", "-q", "-m", "no train.py")
+    (root / "train.py").write_text("mine\n")
+
+
+def own_rows(root: Path) -> None:
+    (root / "results.tsv").write_text(ledger.HEADER + ledger.format_row(Row("abc", 1.0, status="keep")))
+
+
+def branch_in_the_way(root: Path) -> None:
+    git(root, "branch", "autoresearch")
+
+
+def unborn(root: Path) -> None:
+    git(root, "checkout", "-q", "--orphan", "empty")
+
+
+def damaged_head(root: Path) -> None:
+    (root / ".git" / "HEAD").write_text("")
+
+
+def no_repository(root: Path) -> None:
+    shutil.rmtree(root / ".git")
+
+
+BEFORE = [(dirty, "other.py"), (staged, "more.py"), (edited_train, "train.py"), (staged_train, "train.py"),
+          (executable, "other.py"), (merging, "unfinished"), (symlink, "symbolic link"),
+          (without_train, "git add train.py"), (own_rows, "rows that no commit holds"),
+          (branch_in_the_way, "git branch -m"), (unborn, "no commit yet"), (damaged_head, "HEAD is damaged"),
+          (no_repository, "git init")]
+
+
+@pytest.mark.parametrize(("harm", "said"), BEFORE, ids=[harm.__name__ for harm, _ in BEFORE])
+def test_a_refused_start_is_one_line_and_changes_nothing(root: Path, harm: Callable[[Path], None], said: str) -> None:
+    harm(root)
+    before = snapshot(root)
+    with pytest.raises(SetupError, match=said) as refusal:
+        Store.open(root, None, "nov23")
+    assert "\n" not in str(refusal.value)
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("harm", [dirty, staged, edited_train, staged_train, executable])
+def test_uncommitted_work_in_a_session_is_refused_and_untouched(root: Path, harm: Callable[[Path], None]) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        experiment(store, True)
+    harm(root)
+    before = snapshot(root)
+    for tag in (None, "nov23", "another"):
+        with pytest.raises(SetupError, match="uncommitted changes"):
+            Store.open(root, tag, "nov23")
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("tag", ["-x", "--help", "a b", "a..b", "a.lock", "", "../x", "a/b", "x~1", "é", "a" * 300])
+def test_a_tag_that_cannot_name_a_branch_is_refused(root: Path, tag: str) -> None:
+    before = snapshot(root)
+    with pytest.raises(SetupError, match="cannot name a session"):
+        Store.open(root, tag, "nov23")
+    assert snapshot(root) == before
+
+
+def test_a_session_that_is_not_checked_out_is_refused_with_the_command(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        store.close()
+    git(root, "switch", "-q", "main")
+    with pytest.raises(SetupError, match="git switch autoresearch/nov23"):
+        Store.open(root, "nov23", "nov23")
+
+
+def test_opening_changes_nothing_before_begin(root: Path) -> None:
+    before = snapshot(root)
+    with Store.open(root, None, "nov23") as store:
+        assert store.new and store.tag == "nov23" and store.rows() == []
+    assert snapshot(root) == before
+
+
+def test_a_detached_head_starts_a_session(root: Path) -> None:
+    git(root, "checkout", "-q", "--detach")
+    with open_session(root) as store:
+        experiment(store, True)
+    invariants.check(root)
+
+
+def test_a_bare_repository_is_refused(root: Path, tmp_path: Path) -> None:
+    git(root, "clone", "-q", "--bare", str(root), str(tmp_path / "bare"))
+    with pytest.raises(SetupError, match="bare"):
+        Store.open(tmp_path / "bare", None, "nov23")
+
+
+# -- damage -------------------------------------------------------------------------------------------------------
+
+
+def put(name: str, data: bytes = b"") -> Callable[[Path], None]:
+    """Damage that leaves these bytes in a file."""
+    def harm(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return harm
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+def truncate_index(root: Path) -> None:
+    os.truncate(root / ".git/index", 40)
+
+
+def point_at_nothing(root: Path) -> None:
+    put(".git/refs/heads/autoresearch/nov23", b"1" * 40 + b"\n")(root)
+
+
+def candidate_at_nothing(root: Path) -> None:
+    put(".git/refs/autoresearch/nov23/9", b"1" * 40 + b"\n")(root)
+
+
+def tear_row(root: Path) -> None:
+    with open(root / "results.tsv", "ab") as file:
+        file.write(b"deadbeef\t0.9\t1")
+
+
+def zeros_after_rows(root: Path) -> None:
+    with open(root / "results.tsv", "ab") as file:
+        file.write(bytes(300))
+
+
+def damage_middle_row(root: Path) -> None:
+    lines = (root / "results.tsv").read_bytes().split(b"\n")
+    lines[1] = bytes(len(lines[1]))
+    (root / "results.tsv").write_bytes(b"\n".join(lines))
+
+
+def keep_without_advance(root: Path) -> None:
+    with Store.open(root, None, "nov23") as store:
+        commit = store.save(3, "print(9)\n", "better", "")
+        ledger.append(root / "results.tsv", Row(commit, 0.5, status="keep", experiment=3))
+
+
+def advance_without_tree(root: Path) -> None:
+    keep_without_advance(root)
+    git(root, "update-ref", "refs/heads/autoresearch/nov23", refs(root)["refs/autoresearch/nov23/3"])
+
+
+def candidate_left_in_tree(root: Path) -> None:
+    (root / "train.py").write_text("print(3)\n")  # experiment 2, discarded
+
+
+def head_behind(root: Path) -> None:
+    git(root, "update-ref", "refs/heads/autoresearch/nov23", "HEAD^")
+    git(root, "reset", "-q")
+
+
+def empty_object(name: str) -> Callable[[Path], None]:
+    def harm(root: Path) -> None:
+        commit = git(root, "rev-parse", name)
+        path = root / ".git/objects" / commit[:2] / commit[2:]
+        path.chmod(0o644)
+        path.write_bytes(b"")
+    return harm
+
+
+def unsaved_empty_object(root: Path) -> None:
+    (root / "x").write_text("print(4)\n")  # what the next candidate will be
+    git(root, "hash-object", "-w", "x")
+    empty_object(git(root, "hash-object", "x"))(root)
+    (root / "x").unlink()
+
+
+def stray_files(root: Path) -> None:
+    put(".train.py.new", b"half")(root)
+    put(".git/objects/ab/tmp_obj_x", b"half")(root)
+    put(".git/autoresearch.lock", b"")(root)
+
+
+BRANCH = ".git/refs/heads/autoresearch/nov23"
+DAMAGE = {
+    "stale index.lock": put(".git/index.lock"), "stale HEAD.lock": put(".git/HEAD.lock"),
+    "stale packed-refs.lock": put(".git/packed-refs.lock"), "stale packed-refs.new": put(".git/packed-refs.new"),
+    "stale branch lock": put(BRANCH + ".lock"), "stale candidate lock": put(".git/refs/autoresearch/nov23/3.lock"),
+    "empty index": put(".git/index"), "garbage index": put(".git/index", b"DIRC" + bytes(range(256)) * 3),
+    "truncated index": truncate_index, "missing index": remove(".git/index"),
+    "zeroed index": put(".git/index", bytes(500)),
+    "empty branch": put(BRANCH), "zeroed branch": put(BRANCH, bytes(41)), "missing branch": remove(BRANCH),
+    "branch at nothing": point_at_nothing, "empty HEAD": put(".git/HEAD"), "zeroed HEAD": put(".git/HEAD", bytes(40)),
+    "missing candidate": remove(".git/refs/autoresearch/nov23/1"),
+    "empty candidate": put(".git/refs/autoresearch/nov23/1"),
+    "candidate at nothing": candidate_at_nothing, "torn row": tear_row, "zeros after rows": zeros_after_rows,
+    "empty results.tsv": put("results.tsv"), "missing results.tsv": remove("results.tsv"),
+    "rows cut off": put("results.tsv", ledger.HEADER.encode()), "damaged row": damage_middle_row,
+    "damaged header": put("results.tsv", b"comm"), "keep without advance": keep_without_advance,
+    "advance without tree": advance_without_tree, "candidate left in tree": candidate_left_in_tree,
+    "empty train.py": put("train.py"), "missing train.py": remove("train.py"), "head behind the rows": head_behind,
+    "empty blob of train.py": empty_object("HEAD:train.py"),
+    "empty blob of another file": empty_object("HEAD:lab/part.py"),
+    "empty tree": empty_object("HEAD:lab"), "empty object of the next candidate": unsaved_empty_object,
+    "stray files": stray_files, "damaged commit-graph": put(".git/objects/info/commit-graph", b"x" * 100),
+}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session at rest: baseline, keep, discard; its closing commit is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        root = make_repository(tmp_path_factory.mktemp("session") / "checkout")
+        with open_session(root) as store:
+            for keep in (True, True, False):
+                experiment(store, keep)
+            store.close()
+    return root
+
+
+@pytest.fixture
+def rested(session: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(session, tmp_path / "rested", symlinks=True))
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_repaired_without_a_person_and_no_row_is_lost(rested: Path, kind: str) -> None:
+    rows = ledger.read(rested / "results.tsv")
+    DAMAGE[kind](rested)
+    started = time.monotonic()
+    with Store.open(rested, None, "dec01") as store:
+        foreseen = store.rows()
+        store.begin()
+        done = store.recover()
+        assert all(line and "\n" not in line for line in done)
+        assert time.monotonic() - started < 2
+        assert store.tag == "nov23" and store.rows() == foreseen and foreseen[:3] == rows
+        (rested / ".git/objects/info/commit-graph").unlink(missing_ok=True)  # git's own; fsck names it, we do without
+        invariants.check(rested)
+        assert store.recover() == []
+        experiment(store, True)
+        store.close()
+        invariants.check(rested)
+
+
+def test_damage_that_cannot_be_undone_stops_in_one_line(rested: Path) -> None:
+    git(rested, "update-ref", "refs/heads/autoresearch/nov23", "HEAD~2")
+    empty_object("refs/autoresearch/nov23/1")(rested)
+    git(rested, "reset", "-q", "--hard")
+    with Store.open(rested, None, "nov23") as store, pytest.raises(SetupError, match="experiment 1.*backup") as refusal:
+        store.recover()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_lock_of_a_git_that_is_at_work_is_left_alone(rested: Path) -> None:
+    (rested / ".git/index.lock").touch()
+    at_work = subprocess.Popen(["git", "cat-file", "--batch"], cwd=rested, stdin=subprocess.PIPE)
+    with Store.open(rested, None, "nov23") as store:
+        with pytest.raises(SetupError, match="another git command"):
+            store.recover()
+        assert (rested / ".git/index.lock").exists()
+        at_work.communicate()
+        assert store.recover() == ["removed index.lock, which a killed git had left"]
+
+
+def test_rows_of_a_damaged_file_are_kept_aside(rested: Path) -> None:
+    damage_middle_row(rested)
+    damaged = (rested / "results.tsv").read_bytes()
+    open_session(rested).release()
+    aside, = (rested / "runs" / "nov23").iterdir()
+    assert aside.read_bytes() == damaged
+
+
+# -- kills --------------------------------------------------------------------------------------------------------
+
+
+def writes(event: str, args: tuple) -> bool:
+    """Whether an audited event of this process, or the git command that it starts, may change the disk."""
+    if event == "subprocess.Popen":
+        words = [word for word in args[1][1:] if word != "-c" and "=" not in word]
+        return words[0] not in READING
+    if event == "open":
+        return bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR)) and "/dev/null" not in str(args[0])
+    return event in ("os.rename", "os.remove", "os.truncate", "os.mkdir")
+
+
+def run_until(step: int, action: Callable[[], None], work: Callable[[], None]) -> bool:
+    """Do `work` in a child of this process, with `action` in place of write number `step`; True where that was reached."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    left = step
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal left
+        if left >= 0 and writes(event, args):
+            left -= 1
+            if left < 0:
+                action()
+
+    sys.addaudithook(hook)
+    status = 3
+    try:
+        work()
+        status = 0
+    except (SetupError, OSError):
+        status = 137
+    finally:
+        os._exit(status)
+
+
+def die() -> None:
+    os._exit(137)
+
+
+def fill_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def night(root: Path) -> None:
+    with open_session(root) as store:
+        for keep in (True, False, True):
+            experiment(store, keep)
+        store.close()
+
+
+def boundaries(work: Callable[[Path], None], template: Path, folder: Path,
+               action: Callable[[], None]) -> Iterator[Path]:
+    """A copy of `template` for each write of `work`, as it lies after `action` came in that write's place."""
+    for step in range(1000):
+        root = Path(shutil.copytree(template, folder / str(step), symlinks=True))
+        if not run_until(step, action, lambda root=root: work(root)):
+            assert step > 5
+            return
+        yield root
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("action", [die, fill_disk])
+def test_a_stop_at_any_write_of_a_night_loses_one_experiment_at_most(root: Path, tmp_path: Path,
+                                                                    action: Callable[[], None]) -> None:
+    for stopped in boundaries(night, root, tmp_path, action):
+        before = ledger.read(stopped / "results.tsv")
+        with open_session(stopped) as store:
+            rows = store.rows()
+            assert rows == before and store.recover() == []
+            saved = len(refs(stopped, f"refs/autoresearch/{store.tag}/"))
+            assert saved - len(rows) in (0, 1)
+            invariants.check(stopped)
+            experiment(store, True)
+            store.close()
+        invariants.check(stopped)
+        assert git(stopped, "status", "--porcelain") == ""
+        assert set(refs(stopped, "refs/heads")) <= {"refs/heads/main", f"refs/heads/autoresearch/{store.tag}"}
+
+
+@pytest.mark.parametrize("kind", ["advance without tree", "keep without advance", "empty branch", "garbage index",
+                                  "damaged row", "torn row", "missing candidate", "empty tree", "empty HEAD"])
+def test_a_kill_inside_recovery_is_recovered_from(rested: Path, tmp_path: Path, kind: str) -> None:
+    rows = ledger.read(rested / "results.tsv")
+    DAMAGE[kind](rested)
+    for step in range(100):
+        root = Path(shutil.copytree(rested, tmp_path / str(step), symlinks=True))
+        killed = run_until(step, die, lambda root=root: open_session(root).release())
+        with open_session(root) as store:
+            assert store.rows()[:3] == rows
+        invariants.check(root)
+        if not killed:
+            return
+
+
+# -- cost ---------------------------------------------------------------------------------------------------------
+
+
+def test_open_files_do_not_grow(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        for _ in range(5):
+            experiment(store, True)
+        assert not before or len(os.listdir("/proc/self/fd")) == before
