@@ -223,7 +223,7 @@ class Loop:
         self.record(row_of(trial, commit=commit, status=verdict, number=number, parent=best.commit if best else "",
                            description=proposal.description, source=proposal.source, usd=usd, note=note))
         self.known.append((proposal.code, trial.val_bpb))
-        self.new += number > 0
+        self.new, self.running = self.new + (number > 0), ""
         if verdict == "keep":
             if note := self.store.advance(commit):
                 self.display.say(note)
@@ -346,7 +346,8 @@ class Loop:
 
     def draft_ahead(self) -> None:
         """Have the next proposal made in the background, against the incumbent as it is now."""
-        if (self.researcher is None or self.draft or self.best is None or self.stop.asked.is_set()
+        last = self.options.experiments is not None and self.new + (self.running != "") >= self.options.experiments
+        if (self.researcher is None or self.draft or self.best is None or self.stop.asked.is_set() or last
                 or time.monotonic() < self.llm_back_at or self.left_usd() <= 0):
             return
         self.drafted_on = self.store.code(self.best.number)

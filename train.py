@@ -3,8 +3,7 @@
     python train.py        trains for the budget, is scored by the referee, prints a summary
 
 Training tokens come from `stream`, which ends when the budget is spent; `finish` hands the model to the referee.
-Everything else (architecture, optimizer, loop, sizes) is free. Logits at a position may depend on that position and
-the ones before it in the same row, on nothing else.
+All between is free, but logits at a position depend on it and the ones before it in the row, on nothing else.
 
 Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabulary, W window.
 """
@@ -12,12 +11,15 @@ Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabula
 import gc
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import activate_flash_attention_impl
+from torch.nn.attention.varlen import varlen_attn
 
 from prepare import MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
 
@@ -30,14 +32,15 @@ class Size:
     width: int        # C, a multiple of head_width
     head_width: int   # D
     step_tokens: int  # tokens between two steps of the optimizer, over all micro-batches
+    bigram_rows: int  # of the hashed table of token pairs: more rows, fewer collisions, more bytes moved a step
 
 
 SIZES = {  # smaller devices start smaller: about 1000 steps should fit into the budget
-    "large gpu": Size(layers=9, width=640, head_width=128, step_tokens=2**18),
-    "gpu": Size(layers=8, width=512, head_width=128, step_tokens=2**16),
-    "small gpu": Size(layers=6, width=384, head_width=128, step_tokens=2**15),
-    "mps": Size(layers=4, width=256, head_width=64, step_tokens=2**14),
-    "cpu": Size(layers=3, width=128, head_width=32, step_tokens=2**10),
+    "large gpu": Size(layers=9, width=640, head_width=128, step_tokens=2**18, bigram_rows=2**16),
+    "gpu": Size(layers=8, width=512, head_width=128, step_tokens=2**16, bigram_rows=2**16),
+    "small gpu": Size(layers=6, width=384, head_width=128, step_tokens=2**15, bigram_rows=2**16),
+    "mps": Size(layers=4, width=256, head_width=64, step_tokens=2**14, bigram_rows=2**15),
+    "cpu": Size(layers=3, width=64, head_width=32, step_tokens=2**10, bigram_rows=2**14),
 }
 
 # --- Knobs: model ---------------------------------------------------------------------------------------------------
@@ -47,7 +50,6 @@ LONG_EVERY = 5            # layers: every 5th sees the whole row (SSSSL), and th
 SHORT_WINDOW = 8          # the others see T / 8 tokens back; the long ones are where distance pays
 VALUE_EVERY = 2           # layers: every 2nd, counted from the last, has a value embedding
 GATE_CHANNELS = 32        # channels of the input that open the gate of a value embedding
-BIGRAM_ROWS = 2**16       # rows of the hashed table of token pairs; more rows, fewer collisions
 ROPE_BASE = 200_000.0     # longest wavelength of the rotary positions, in tokens / 2 pi
 QK_SCALE = 1.15           # on q and k after their norm: sharper attention than unit vectors give
 SOFTCAP = 15.0            # logits stay within +-15 by a tanh
@@ -83,13 +85,13 @@ FINAL_LR = 0.05           # fraction of the lr that is left at the end
 
 # --- Settings that change speed, not results ------------------------------------------------------------------------
 
+HOST_BYTES = 4 * 10**9    # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
 MEMORY_SHARE = 0.8        # fixed: of the free memory that a micro-batch may fill by the estimate below
 LAYER_BYTES = 44          # fixed: activations kept for backward, bytes a token, layer and channel (bf16)
 LOGIT_BYTES = 14          # fixed: logits and their gradients, bytes a token and vocabulary entry
 PRINT_EVERY_S = 2.0       # fixed: seconds between two lines of progress
 
-# Quintic polynomials that take the singular values of a matrix to 1 in five steps: Polar Express, arXiv 2505.16932,
-# with its safety factors of 1.02 on the norm and on every polynomial.
+# Quintic polynomials that take all singular values to 1: Polar Express, arXiv 2505.16932, safety factor 0.02.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -108,15 +110,6 @@ def pick_size(kind: str, total_bytes: int) -> Size:
     return SIZES["large gpu" if total_bytes > 40e9 else "gpu" if total_bytes > 14e9 else "small gpu"]
 
 
-def memory() -> tuple[int, int]:
-    """(free, total) bytes of the device; a fixed 4 GB on a CPU, whose batches are small."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info()
-    if device.type == "mps":
-        return (torch.mps.recommended_max_memory(),) * 2
-    return 4 * 10**9, 4 * 10**9
-
-
 def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches a step): as many rows as fit, in equal parts, nothing need divide."""
     token_bytes = LAYER_BYTES * size.layers * size.width + LOGIT_BYTES * vocab_size
@@ -133,19 +126,16 @@ def has_bf16() -> bool:
 
 def activate_fa4() -> None:
     """Use FlashAttention-4 where the optional package is installed, on Hopper and Blackwell."""
-    if has_bf16() and torch.cuda.get_device_capability()[0] in (9, 10) and find_spec("flash_attn"):
-        if find_spec("flash_attn.cute"):  # the package of version 2 has the same name and no `cute`
-            torch.nn.attention.activate_flash_attention_impl("FA4")
+    installed = find_spec("flash_attn") and find_spec("flash_attn.cute")  # version 2 has the same name and no `cute`
+    if installed and has_bf16() and torch.cuda.get_device_capability()[0] in (9, 10):
+        activate_flash_attention_impl("FA4")
 
 
 # --- Model ----------------------------------------------------------------------------------------------------------
 
 
 class Linear(nn.Linear):
-    """No bias; computes in the type of its input, whatever the type of its weight."""
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, bias=False)
+    """Computes in the type of its input, whatever the type of its weight; used without bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -169,20 +159,16 @@ def window_mask(seq_len: int, window: int) -> Tensor:
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention within a window, (B, T, H, D); FlashAttention-2, or 4 where it was activated."""
-    from torch.nn.attention.varlen import varlen_attn
-
     B, T, H, D = q.shape
     starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
-    y = varlen_attn(q.reshape(B * T, H, D), k.reshape(B * T, H, D), v.reshape(B * T, H, D),
-                    starts, starts, T, T, window_size=(window, 0))
-    return y.view(B, T, H, D)
+    q, k, v = (z.reshape(B * T, H, D) for z in (q, k, v))
+    return varlen_attn(q, k, v, starts, starts, T, T, window_size=(window, 0)).view(B, T, H, D)
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The same with scaled_dot_product_attention: plainly causal where there is no mask."""
-    T = q.size(1)
+    mask = None if mask is None else mask[: q.size(1), : q.size(1)]
     q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D)
-    mask = None if mask is None else mask[:T, :T]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
@@ -193,8 +179,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.window, self.flash = size.width // size.head_width, window, flash
         self.qkv = nn.Parameter(torch.empty(3, size.width, size.width))  # three matrices to Muon
-        self.out = Linear(size.width, size.width)
-        self.gate = Linear(GATE_CHANNELS, self.n_heads) if has_value_embedding else None
+        self.out = Linear(size.width, size.width, bias=False)
+        self.gate = Linear(GATE_CHANNELS, self.n_heads, bias=False) if has_value_embedding else None
         mask = None if flash or window >= MAX_SEQ_LEN - 1 else window_mask(MAX_SEQ_LEN, window)
         self.register_buffer("mask", mask, persistent=False)
 
@@ -213,29 +199,18 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.up = Linear(width, MLP_RATIO * width)
-        self.down = Linear(MLP_RATIO * width, width)
+        self.up = Linear(width, MLP_RATIO * width, bias=False)
+        self.down = Linear(MLP_RATIO * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.relu(self.up(x)).square())
 
 
-class Block(nn.Module):
-    def __init__(self, size: Size, window: int, has_value_embedding: bool, flash: bool):
-        super().__init__()
-        self.attention = Attention(size, window, has_value_embedding, flash)
-        self.mlp = MLP(size.width)
-
-    def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(norm(x), value_embedding, cos, sin)
-        return x + self.mlp(norm(x))
-
-
-def pair_rows(x: Tensor) -> Tensor:
+def pair_rows(x: Tensor, n_rows: int) -> Tensor:
     """The row of the bigram table for each token and the one before it, (B, T); a row's first token pairs with 0."""
     before = F.pad(x[:, :-1], (1, 0))
     mixed = before * 0x9E3779B1 + x * 0x85EBCA6B  # odd multipliers: products keep their low bits apart
-    return (mixed ^ (mixed >> 15)) % BIGRAM_ROWS
+    return (mixed ^ (mixed >> 15)) % n_rows
 
 
 class GPT(nn.Module):
@@ -246,13 +221,14 @@ class GPT(nn.Module):
         L, C, D = size.layers, size.width, size.head_width
         self.dtype = dtype
         with_values = [(L - 1 - i) % VALUE_EVERY == 0 for i in range(L)]
-        windows = [MAX_SEQ_LEN if (i + 1) % LONG_EVERY == 0 or i == L - 1 else max(1, MAX_SEQ_LEN // SHORT_WINDOW)
-                   for i in range(L)]
+        is_long = [(i + 1) % LONG_EVERY == 0 or i == L - 1 for i in range(L)]
+        windows = [MAX_SEQ_LEN if long else max(1, MAX_SEQ_LEN // SHORT_WINDOW) for long in is_long]
         self.embed = nn.Embedding(vocab_size, C)
-        self.bigrams = nn.Embedding(BIGRAM_ROWS, C)
+        self.bigrams = nn.Embedding(size.bigram_rows, C)
         self.values = nn.ModuleDict({str(i): nn.Embedding(vocab_size, C) for i in range(L) if with_values[i]})
-        self.blocks = nn.ModuleList(Block(size, windows[i], with_values[i], flash) for i in range(L))
-        self.head = Linear(C, vocab_size)
+        self.attentions = nn.ModuleList(Attention(size, windows[i], with_values[i], flash) for i in range(L))
+        self.mlps = nn.ModuleList(MLP(C) for _ in range(L))
+        self.head = Linear(C, vocab_size, bias=False)
         self.residual_lambdas = nn.Parameter(torch.ones(L))
         self.embed_lambdas = nn.Parameter(torch.full((2, L), X0_INIT))  # token embedding, bigram embedding
         angles = torch.outer(torch.arange(MAX_SEQ_LEN), ROPE_BASE ** (-torch.arange(0, D, 2) / D))  # (T, D/2)
@@ -270,28 +246,26 @@ class GPT(nn.Module):
         self.embed_lambdas[1].fill_(BIGRAM_INIT)
         for table in self.values.values():
             table.weight.uniform_(-bound, bound)
-        for block in self.blocks:
-            block.attention.qkv.uniform_(-bound, bound)
-            block.mlp.up.weight.uniform_(-bound, bound)
-            block.attention.out.weight.zero_()
-            block.mlp.down.weight.zero_()
-            if block.attention.gate is not None:
-                block.attention.gate.weight.zero_()
+        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
+            attention.qkv.uniform_(-bound, bound)
+            mlp.up.weight.uniform_(-bound, bound)
+            for outward in (attention.out, mlp.down, *([attention.gate] if attention.gate else [])):
+                outward.weight.zero_()
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         cos, sin = self.cos[: x.size(1)].to(self.dtype), self.sin[: x.size(1)].to(self.dtype)
         embedded = norm(self.embed(x).to(self.dtype))
-        pairs = self.bigrams(pair_rows(x)).to(self.dtype)
+        pairs = self.bigrams(pair_rows(x, self.bigrams.num_embeddings)).to(self.dtype)
         residual_lambdas, embed_lambdas = self.residual_lambdas.to(self.dtype), self.embed_lambdas.to(self.dtype)
         h, middle = embedded, embedded
-        for i, block in enumerate(self.blocks):
+        for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
             h = residual_lambdas[i] * h + embed_lambdas[0, i] * embedded + embed_lambdas[1, i] * pairs
             value_embedding = self.values[str(i)](x).to(self.dtype) if str(i) in self.values else None
-            h = block(h, value_embedding, cos, sin)
-            if i == len(self.blocks) // 2:
-                middle = h
-        logits = self.head(norm(h - BACKOUT * middle)).float()
-        logits = SOFTCAP * torch.tanh(logits / SOFTCAP)
+            h = h + attention(norm(h), value_embedding, cos, sin)
+            h = h + mlp(norm(h))
+            middle = h if i == len(self.mlps) // 2 else middle
+        logits = self.head(norm(h - BACKOUT * middle) / SOFTCAP).float()  # divided here, where there are fewer numbers
+        logits = SOFTCAP * torch.tanh(logits)
         if y is not None:
             return F.cross_entropy(logits.flatten(0, 1), y.flatten())
         return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 15
@@ -345,8 +319,8 @@ class Muon:
     def step(self, lr: float, momentum: float, decay: float) -> None:
         numbers = [torch.tensor(number) for number in (lr, momentum, decay)]  # tensors: no compilation for each value
         for shape, group in self.groups.items():
-            weight, grad = (torch.cat([z.reshape(-1, *shape) for z in zs])
-                            for zs in (group, [p.grad for p in group]))
+            weight = torch.cat([p.view(-1, *shape) for p in group])
+            grad = torch.cat([p.grad.view(-1, *shape) for p in group])
             fresh = self.update(weight, grad, *self.state[shape], *numbers, self.dtype)
             for p, new in zip(group, fresh.split([p.numel() // math.prod(shape) for p in group]), strict=True):
                 p.copy_(new.view_as(p))
@@ -368,7 +342,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             [{"params": params, "lr": lr, "full_lr": lr, "weight_decay": decay, "betas": (beta1, ADAM_BETA2)}
              for params, lr, decay, beta1 in groups], eps=1e-10, fused=True)
-        self.muon = Muon(list(model.blocks.parameters()), model.dtype, compiled)
+        self.muon = Muon([*model.attentions.parameters(), *model.mlps.parameters()], model.dtype, compiled)
 
     def step(self, progress: float, step: int) -> None:
         left = FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - progress) / WARMDOWN)
@@ -379,79 +353,62 @@ class Optimizer:
         self.muon.step(MATRIX_LR * left, MOMENTUM_START + warm * (MOMENTUM - MOMENTUM_START),
                        MATRIX_DECAY * (1 - progress))
 
-    def reset(self) -> None:
-        """Back to the state before the first step."""
-        self.adam.state.clear()
-        for tensors in self.muon.state.values():
-            for tensor in tensors:
-                tensor.zero_()
-
 
 # --- Training -------------------------------------------------------------------------------------------------------
 
 
-def warm_up(model: nn.Module, optimizer: Optimizer, rows: int, vocab_size: int = VOCAB_SIZE) -> None:
+def warm_up(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
     """Compile and touch everything on random tokens before the clock starts; weights and optimizer come out as new."""
     dice = torch.Generator().manual_seed(0)  # its own: the global generator stays where SEED put it
-    tokens = torch.randint(vocab_size, (rows, MAX_SEQ_LEN + 1), generator=dice).to(device)
+    tokens = torch.randint(VOCAB_SIZE, (rows, MAX_SEQ_LEN + 1), generator=dice).to(device)
     saved = [p.detach().clone() for p in model.parameters()]
-    for step in range(2):  # the second one meets gradients and state that exist
-        model(tokens[:, :-1], tokens[:, 1:]).backward()
-        optimizer.step(0.0, step)
+    try:
+        for step in range(2):  # the second one meets state that exists
+            model(tokens[:, :-1], tokens[:, 1:]).backward()
+            optimizer.step(0.0, step)
+            model.zero_grad()
+        with torch.no_grad():
+            scored = tokens[: max(2, rows // 2), :-1].contiguous()
+            torch._dynamo.maybe_mark_dynamic(scored, 0)  # the referee chooses how many rows it asks at a time
+            model(scored)
+    finally:
         model.zero_grad()
-    with torch.no_grad():
-        scored = tokens[: max(2, rows // 2), :-1].contiguous()
-        if device.type == "cuda":  # the referee chooses how many rows it asks at a time
-            torch._dynamo.maybe_mark_dynamic(scored, 0)
-        model(scored)
-        for p, before in zip(model.parameters(), saved, strict=True):
-            p.copy_(before)
-    optimizer.reset()
+        torch._foreach_copy_([p.data for p in model.parameters()], saved)
+        optimizer.adam.state.clear()
+        for tensors in optimizer.muon.state.values():
+            torch._foreach_zero_(tensors)
 
 
 def shrink_to_fit(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> tuple[int, int]:
     """Warm up with ever smaller micro-batches until one fits into memory."""
-    while True:
-        try:
-            warm_up(model, optimizer, rows)
-            return rows, parts
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise
-        model.zero_grad()
-        rows, parts = math.ceil(rows / 2), 2 * parts
+    try:
+        warm_up(model, optimizer, rows)
+        return rows, parts
+    except torch.OutOfMemoryError:
+        if rows == 1:
+            raise
+    return shrink_to_fit(model, optimizer, math.ceil(rows / 2), 2 * parts)
 
 
-class LossWatch:
-    """Reads every step's loss one step late, so that the GPU never waits for the reading."""
+def send(loss: Tensor) -> Callable[[], float]:
+    """Start a copy to the host and return what waits for it: read a step later, the GPU never idles."""
+    if not loss.is_cuda:
+        return loss.item
+    on_host, copied = loss.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event()
+    return lambda: copied.synchronize() or on_host.item()
 
-    def __init__(self) -> None:
-        self.pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
-        self.last = math.nan
 
-    def push(self, step: int, loss: Tensor) -> None:
-        self.settle()
-        event = torch.cuda.Event() if loss.is_cuda else None
-        on_host = loss.to("cpu", non_blocking=loss.is_cuda)
-        if event:
-            event.record()
-        self.pending = (step, on_host, event)
-
-    def settle(self) -> None:
-        """Wait for the pending loss; a NaN or infinity in any micro-batch ends the trial."""
-        if self.pending is None:
-            return
-        (step, loss, event), self.pending = self.pending, None
-        if event:
-            event.synchronize()
-        self.last = float(loss)
-        if not math.isfinite(self.last):
-            raise SystemExit(f"loss is not finite at step {step}")
+def receive(sent: Callable[[], float] | None, step: int) -> float:
+    """The loss of the step before, a sum over its micro-batches: a NaN in any of them ends the trial."""
+    loss = sent() if sent else 0.0
+    if not math.isfinite(loss):
+        raise SystemExit(f"loss is not finite at step {step - 1}")
+    return loss
 
 
 def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None:
     """One optimizer step every `parts` micro-batches, until the stream ends."""
-    step, micro, loss, watch = 0, 0, torch.zeros((), device=device), LossWatch()
+    step, micro, loss, sent = 0, 0, 0.0, None
     printed_at, printed_step = time.perf_counter(), 0
     for batch in stream(rows, MAX_SEQ_LEN):
         micro_loss = model(batch.x, batch.y) / parts
@@ -462,30 +419,27 @@ def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None
             continue
         optimizer.step(batch.progress, step)
         model.zero_grad()
-        step, micro = step + 1, 0
-        watch.push(step, loss)
-        loss = torch.zeros_like(loss)
-        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S:
+        last_loss = receive(sent, step)
+        step, micro, loss, sent = step + 1, 0, 0.0, send(loss)
+        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S and step > 1:
             speed = (step - printed_step) * rows * parts * MAX_SEQ_LEN / passed
-            print(f"step {step} | {batch.progress:.0%} | loss {watch.last:.4f} | {speed:.0f} tok/s", flush=True)
+            print(f"step {step} | {batch.progress:.0%} | loss {last_loss:.4f} | {speed:.0f} tok/s", flush=True)
             printed_at, printed_step = time.perf_counter(), step
-    watch.settle()
+    receive(sent, step)
 
 
 def main() -> None:
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
     activate_fa4()
-    free_bytes, total_bytes = memory()
+    free_bytes, total_bytes = torch.cuda.mem_get_info() if device.type == "cuda" else (HOST_BYTES, HOST_BYTES)
     size = pick_size(device.type, total_bytes)
     with torch.device(device):
         model = GPT(size, VOCAB_SIZE, torch.bfloat16 if has_bf16() else torch.float32, flash=has_bf16()).eval()
-    on_cuda = device.type == "cuda"
-    optimizer = Optimizer(model, compiled=on_cuda)
-    runner = torch.compile(model) if on_cuda else model
+    optimizer = Optimizer(model, compiled=device.type == "cuda")
+    runner = torch.compile(model) if device.type == "cuda" else model  # a CPU would wait longer than it gains
     rows, parts = shrink_to_fit(runner, optimizer, *micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE))
     print(f"{size} | micro-batch {rows} x {MAX_SEQ_LEN}, {parts} a step | {device}", flush=True)
-    gc.collect()
     gc.freeze()
     gc.disable()  # a collection of cycles in the middle of a step stalls the GPU
     train(runner, optimizer, rows, parts)

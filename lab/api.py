@@ -135,6 +135,8 @@ class Api:
 
     def call(self, call: Call, prompt: Prompt, turns: Turns, max_tokens: int, stop: threading.Event | None) -> None:
         """Fill `call`; on return it is finished, failed, or abandoned at its deadline."""
+        import anthropic  # noqa: F401  here, so that its seconds do not count against the server's
+
         request = self._request(prompt, turns, max_tokens)
         threading.Thread(target=self._read, args=(call, request), daemon=True).start()
         ends_at = time.monotonic() + self.limits.deadline_s

@@ -34,8 +34,9 @@ _ALMOST = re.compile(r"\s*(<{4}|>{4}|={7,}\s*$)")  # what no line of Python star
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*([\w.+-]*)(.*)")
 _FILE = re.compile(r"[\s#*`>-]*(?:file(?:name)?:\s*)?([\w./\\-]+\.(?:py|md|tsv|toml|txt|json|ya?ml|sh))[\s`*:]*", re.I)
 _DIFF = re.compile(r"(--- |\+\+\+ )(a/|b/|\S+\.py)|@@ -\d|diff --git ")
-_ELIDED = re.compile(r"\s*(#|\.\.\.|…).*\b((rest|remainder) of (the )?(\w+ )?(code|file|function|class|model|script)"
-                     r"|(existing|remaining|previous|same) code|(code|rest) (is )?unchanged|unchanged code)", re.I)
+_ELIDED = re.compile(r"\s*(#\s*)?(\.\.\.|…)\s*$|\s*(#|\.\.\.|…).*\b("
+                     r"(rest|remainder) of (the )?(\w+ )?(code|file|function|class|model|script)|unchanged code"
+                     r"|(existing|remaining|previous|same) code|(code|rest) (is )?unchanged)", re.IGNORECASE)
 
 
 class ProposalError(Exception):

@@ -8,6 +8,7 @@ earlier, is bounded, quoted and named as data. It does not call anybody: lab/res
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lab.edits import FORM
 from lab.ledger import Experiment, Row, one_line
@@ -250,6 +251,7 @@ _AREAS = tuple((name, re.compile(rf"\b({words})", re.IGNORECASE)) for name, word
 ))
 
 
+@lru_cache(maxsize=1 << 15)
 def area(description: str) -> str:
     """The part of the problem that an idea is about, by the first words that tell."""
     return next((name for name, words in _AREAS if words.search(description)), "other")
@@ -321,4 +323,5 @@ def _bounded(text: str, limit: int) -> str:
 
 
 def _data(text: str, limit: int) -> str:
-    return one_line(text, limit).replace("</", "‹/")
+    plain = len(text) <= limit and text.isprintable()  # as rows are; saves half a second at 10 000 of them
+    return (text if plain else one_line(text, limit)).replace("</", "‹/")

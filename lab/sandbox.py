@@ -81,8 +81,13 @@ def _restrict(readable: list[str], writable: list[str], version: int) -> None:
             rule = allowed.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
             _call(_libc.syscall, ADD_RULE, ruleset, 1, rule, 0)
             os.close(fd)
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _call(_libc.syscall, RESTRICT_SELF, ruleset, 0)
+
+
+def _drop_capabilities() -> None:
+    """Make root a user like any other: CAP_PERFMON alone reads every process's /proc entries past Landlock."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    _call(_libc.capset, header, (ctypes.c_uint32 * 6)())
 
 
 def command(folder: str, cache: str, program: list[str]) -> list[str]:
@@ -147,8 +152,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:  # macOS has none
         f.write("1000")  # when memory runs out, the trial goes first
-    if version := landlock_version():
-        _restrict(spec["readable"], spec["writable"], version)
+    if sys.platform == "linux":
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)  # Landlock asks for it, and exec gives no capability back
+        if version := landlock_version():
+            _restrict(spec["readable"], spec["writable"], version)
+        _drop_capabilities()
     os.execv(program[0], program)
 
 

@@ -17,7 +17,15 @@ from functools import lru_cache
 
 from lab.ledger import Proposal
 
-REACH = 0.7             # how far a proposal may move a constant, in the log (or log-odds) of its value: a factor of 2
+REACH = 1.2             # how far a float may move, in the log (or log-odds) of its value: a factor of 3.3
+INTEGER_REACH = 0.7     # the same for an integer, which costs memory and time: a factor of 2
+POWER_REACH = 2         # and for the exponent of a power of two
+AT_ONCE = (1, 1, 2)     # constants a proposal, drawn from these; (1, 2, 3) found 4 % less in tests/bench/bench_tuner.py
+GOOD_SHARE = 0.25       # of the trials that TPE learns from as good: the incumbent alone fills less than that
+MODE=''
+ORDER=lambda l: sorted(l) if 'up' in MODE else sorted(l)[::-1] if 'down' in MODE else l
+KW=lambda : {} if 'nog' in MODE else dict(gamma=lambda n: min(int(GOOD_SHARE * n) + 1, 25))
+TOLD = 400              # trials told at most, the best of all: 0.1 s of work, whatever the length of the session
 SMALLEST_POWER = 32     # a plain integer counts as a power of two from here on: 8 layers may become 9
 ZERO_FLOOR = 3e-4       # what 0.0 means on a logarithmic scale; a constant that is 0.0 may rise from here ...
 ZERO_CEILING = 0.1      # ... to here: decays, fractions and warm-ups all live below
@@ -51,7 +59,7 @@ def propose(code: str, history: Sequence[tuple[str, float | None]], seed: int,
     rng = random.Random(seed)
     study = _study(found, history, seed)
     for _ in range(ATTEMPTS):
-        chosen = sorted(rng.sample(range(len(found)), min(len(found), rng.choice((1, 2, 3)))))
+        chosen = sorted(rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE))))
         trial = study.ask({found[i].name: _distribution(found[i]) for i in chosen})
         changes = [(found[i], _decode(found[i], trial.params[found[i].name])) for i in chosen]
         changes = [(knob, value) for knob, value in changes if value != knob.value]
@@ -181,7 +189,9 @@ def _decode(knob: Knob, place: float) -> int | float:
 
 
 def _step(value: int) -> int:
-    """The grain of an integer: 640 moves by 128, 300 by 10, 200000 by 10000, 9 by 1."""
+    """The grain of an integer: 8 moves by 1, 640 by 128, 300 by 10, 200000 by 10000."""
+    if value < SMALLEST_POWER:
+        return 1
     return 10 ** (len(str(value)) - 2) if value % 100 == 0 else math.gcd(value, 128)
 
 
@@ -191,29 +201,40 @@ def _distribution(knob: Knob):
 
     here = _encode(knob, knob.value)
     if base := _base(knob):
-        reach = 2 if base == 2 else 1
+        reach = POWER_REACH if base == 2 else 1
         return optuna.distributions.IntDistribution(max(0, round(here) - reach), round(here) + reach)
     if knob.value == 0:
         return optuna.distributions.FloatDistribution(here, math.log(ZERO_CEILING))
-    grain = math.log(1 + 2 * _step(knob.value) / knob.value) if isinstance(knob.value, int) else 0.0  # at least 2 steps
-    return optuna.distributions.FloatDistribution(here - max(REACH, grain), here + max(REACH, grain))
+    reach = REACH
+    if isinstance(knob.value, int):  # at least two steps
+        reach = max(INTEGER_REACH, math.log(1 + 2 * _step(knob.value) / knob.value))
+    return optuna.distributions.FloatDistribution(here - reach, here + reach)
 
 
 def _study(found: Sequence[Knob], history: Sequence[tuple[str, float | None]], seed: int):
-    """An in-memory study that was told every trial whose train.py has the same constants, a crash as the worst."""
+    """An in-memory study that was told the trials whose train.py has the same constants, a crash as the worst."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, **KW())
+    study = optuna.create_study(sampler=sampler)
     names = {knob.name for knob in found}
-    told = [(values, bpb) for values, bpb in ((knobs(code), bpb) for code, bpb in history) if values.keys() == names]
+    told = [(values, bpb) for values, bpb in ((_values(code), bpb) for code, bpb in history) if values.keys() == names]
     worst = max((bpb for _, bpb in told if bpb is not None), default=0.0)
+    scored = ORDER([(worst if bpb is None else bpb, sorted(values.items())) for values, bpb in told])
     space = {knob.name: _distribution(knob) for knob in found}
-    for values, bpb in told:
-        places = {k.name: _within(space[k.name], _encode(k, values[k.name])) for k in found}
-        study.add_trial(optuna.trial.create_trial(params=places, distributions=space,
-                                                  value=worst if bpb is None else bpb))
+    for bpb, values in scored:
+        places = {k.name: _within(space[k.name], _encode(k, dict(values)[k.name])) for k in found}
+        study.add_trial(optuna.trial.create_trial(params=places, distributions=space, value=bpb))
     return study
+
+
+def _values(code: str) -> dict[str, int | float]:
+    """Like knobs(), for an earlier train.py that may not even parse: none then."""
+    try:
+        return knobs(code)
+    except SyntaxError:
+        return {}
 
 
 def _within(distribution, place: float) -> float:

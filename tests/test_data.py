@@ -290,6 +290,14 @@ def test_two_preparers_at_once_prepare_it_once(corpus: Data, corpus_path: Path, 
     assert sum("tokenizing" in log for _, log in outputs) == 1
 
 
+def test_opening_a_prepared_corpus_from_many_processes_at_once_works(corpus: Data, corpus_path: Path) -> None:
+    (corpus.folder / "checked.json").unlink(missing_ok=True)
+    many = [subprocess.Popen([PYTHON, "prepare.py", "--data", str(corpus_path)], cwd=ROOT, stdout=subprocess.PIPE)
+            for _ in range(4)]
+    assert len({process.communicate(timeout=60)[0] for process in many}) == 1
+    assert [process.returncode for process in many] == [0] * 4
+
+
 # climbmix from a loopback server --------------------------------------------------------------------------------------
 
 
@@ -458,9 +466,9 @@ def test_bad_input_is_one_line_that_says_what_and_what_to_do(case: str, cache: P
 
 
 def test_bad_input_at_the_command_line_exits_2_without_a_traceback(tmp_path: Path) -> None:
-    ran = run_prepare(tmp_path, "--data", "no/such/corpus")
+    ran = run_prepare(tmp_path, "--data", "nowhere")
     assert ran.returncode == 2
-    assert ran.stderr == "prepare.py: no corpus 'no/such/corpus'; use builtin, climbmix, or a file or folder that exists\n"
+    assert ran.stderr == "prepare.py: no corpus 'nowhere'; use builtin, climbmix, or a file or folder that exists\n"
 
 
 def test_a_full_disk_is_one_line(corpus: Data, corpus_path: Path, tmp_path: Path,
@@ -493,6 +501,17 @@ def test_by_hand_prints_whole_lines_and_what_was_prepared(corpus: Data, corpus_p
     assert "\r" not in ran.stderr and "tokenizing" in ran.stderr
     again = run_prepare(tmp_path, "--data", str(corpus_path))
     assert (again.stdout, again.stderr) == (ran.stdout, "")
+
+
+def test_on_a_terminal_there_is_a_bar(corpus_path: Path, tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    ran = subprocess.run([PYTHON, "prepare.py", "--data", str(corpus_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=its, timeout=60,
+                         env=os.environ | {"AUTORESEARCH_CACHE": str(tmp_path), "TERM": "xterm"})
+    os.close(its)
+    assert ran.returncode == 0
+    assert "tokenizer" in os.read(ours, 1 << 16).decode()
+    os.close(ours)
 
 
 def test_the_default_without_a_gpu_is_builtin_and_importing_loads_no_torch() -> None:

@@ -106,7 +106,7 @@ def test_a_repeated_line_is_edited_where_its_neighbours_say():
 
 # What is not ---------------------------------------------------------------------------------------------------------
 
-HEAD_LINE = 'def head(x):\n    x = x * 2\n    return x'
+HEAD = 'def head(x):\n    x = x * 2\n    return x'
 MALFORMED = {
     # nothing to apply
     "empty": ("", "form"), "blank": (" \n\t\n", "form"), "prose only": ("I would make it wider.", "make it wider"),
@@ -118,7 +118,8 @@ MALFORMED = {
     "empty fence": (TAGS + f"{FENCE}python\n\n{FENCE}", "no search/replace block"),
     "block in the reasoning": ("<description>a</description>\n<reasoning>\n" + GOOD + "</reasoning>", "no search"),
     # tags
-    "no description": (GOOD, "no <description>"), "empty description": ("<description> </description>\n" + GOOD, "no <desc"),
+    "no description": (GOOD, "no <description>"),
+    "empty description": ("<description> </description>\n" + GOOD, "no <desc"),
     "two descriptions": (TAGS + "<description>b</description>\n" + GOOD, "two <description>"),
     "open description": ("<description>wider\n" + GOOD, "<description> is never closed"),
     "open reasoning": ("<description>a</description>\n<reasoning>so\n" + GOOD, "<reasoning> is never closed"),
@@ -171,7 +172,9 @@ MALFORMED = {
     "no-op": (TAGS + block("WIDTH = 640", "WIDTH = 640"), "nothing changes"),
     "no-op whole file": (TAGS + f"{FENCE}python\n{CODE}{FENCE}\n", "nothing changes"),
     "only a comment": (TAGS + block("WIDTH = 640", "WIDTH = 640  # of the residual"), "already tried"),
-    "elided replacement": (TAGS + block(HEAD_LINE, "def head(x):\n    # ... rest of the code unchanged ..."), "would delete"),
+    "elided replacement": (TAGS + block(HEAD, "def head(x):\n    # ... rest of the code unchanged"), "would delete"),
+    "dots in a comment": (TAGS + block(HEAD, "def head(x):\n    # ...\n    return x"), "would delete"),
+    "dots": (TAGS + block(HEAD, "def head(x):\n    ...\n    return x"), "would delete"),
     "elided whole file": (TAGS + f"{FENCE}python\nWIDTH = 768\n# ... existing code ...\n{FENCE}\n", "would delete it"),
     "whole file in part": (TAGS + f"{FENCE}python\nWIDTH = 768\n{FENCE}\n", "stream and finish"),
     # wrong fences, wrong files, diffs
@@ -244,10 +247,10 @@ def test_a_missing_text_shows_what_was_looked_for_and_where_it_nearly_stands():
 # Properties ----------------------------------------------------------------------------------------------------------
 
 PIECES = st.sampled_from([
-    S, M, R, S + " ", " " + M, "<<<<<<<", ">>>>>>> END", "========", FENCE, FENCE + "python", "~~~", "train.py", "prepare.py",
-    "<description>a</description>", "<description>", "</description>", "<reasoning>", "</reasoning>", "<think>", "</think>",
-    "WIDTH = 640", "DEPTH = 9", "    return x", "", "   ", "@@ -1 +1 @@", "+++ b/train.py", "# rest of the code unchanged",
-    "...", "\0", "\r", "\x0c"])
+    S, M, R, S + " ", " " + M, "<<<<<<<", ">>>>>>> END", "========", FENCE, FENCE + "python", "~~~", "train.py",
+    "prepare.py", "<description>a</description>", "<description>", "</description>", "<reasoning>", "</reasoning>",
+    "<think>", "</think>", "WIDTH = 640", "DEPTH = 9", "    return x", "", "   ", "@@ -1 +1 @@", "+++ b/train.py",
+    "# rest of the code unchanged", "...", "\0", "\r", "\x0c"])
 
 
 @given(st.lists(st.one_of(PIECES, st.sampled_from(CODE.split("\n")), st.text(max_size=20)), max_size=40))

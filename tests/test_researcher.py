@@ -275,6 +275,17 @@ def test_a_fatal_fault_says_what_to_do(connect, name):
     assert caught.value.fatal
 
 
+@pytest.mark.parametrize("code", [400, 403, 404])
+def test_a_captive_portal_between_us_and_the_api_is_not_fatal(connect, monkeypatch, code):
+    server, _ = connect(html(code), status(code))
+    monkeypatch.setattr("lab.api.HOST", server.url)
+    who = Researcher(MODEL, limits=Limits(5, 3, 0, 0.01))
+    for fatal in (False, True):
+        with pytest.raises(Unavailable) as caught:
+            who.propose(PROMPT, ())
+        assert caught.value.fatal == fatal
+
+
 @pytest.mark.parametrize("step", [cut(GOOD), cut(GOOD, clean=False), error_event(text=GOOD), stall(GOOD)],
                          ids=["clean", "hard", "event", "stall"])
 def test_partial_text_is_never_applied_but_billed(connect, step):

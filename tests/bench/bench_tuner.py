@@ -115,13 +115,13 @@ def by_tuner(night: Night) -> Proposal | None:
 
 
 def by_random(night: Night) -> Proposal | None:
-    """Every constant anywhere within twice the tuner's reach of the start: what a sweep does."""
-    return _draw_values(START, range(len(KNOBS)), 2 * tuner.REACH, night)
+    """Every constant anywhere within 1.5 times the tuner's reach of the start: what a sweep does."""
+    return _draw_values(START, range(len(KNOBS)), 1.5, night)
 
 
 def by_one_knob(night: Night) -> Proposal | None:
     """One constant of the incumbent at a time, uniform within the tuner's reach."""
-    return _draw_values(night.code, [], tuner.REACH, night)
+    return _draw_values(night.code, [], 1.0, night)
 
 
 def _draw_values(code: str, chosen: Sequence[int], reach: float, night: Night) -> Proposal:
@@ -130,8 +130,8 @@ def _draw_values(code: str, chosen: Sequence[int], reach: float, night: Night) -
         changes = []
         for i in chosen or [night.rng.randrange(len(KNOBS))]:
             here = tuner._encode(found[i], found[i].value)
-            unit = reach / tuner.REACH * 2 if tuner._base(found[i]) else max(reach, 0.3)
-            changes.append((found[i], tuner._decode(found[i], here + night.rng.uniform(-unit, unit))))
+            low, high = (getattr(tuner._distribution(found[i]), side) - here for side in ("low", "high"))
+            changes.append((found[i], tuner._decode(found[i], here + reach * night.rng.uniform(low, high))))
         result = tuner._rewrite(code, changes)
         if night.is_new(result):
             return Proposal("", result, "drawn")
