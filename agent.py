@@ -28,13 +28,12 @@ from pathlib import Path
 from lab import edits, ledger, runner, sandbox, tuner
 from lab.display import Display
 from lab.ledger import Experiment, Proposal, Row, Trial, one_line
-from lab.prompt import Prompt, Situation, build_prompt
-from lab.researcher import Draft, Researcher, Unavailable, next_wait_s, reapply
+from lab.prompt import Situation, build_prompt
+from lab.researcher import DEFAULT_MODEL, Draft, Researcher, Unavailable, has_key, next_wait_s, reapply
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, Data, SetupError, default_data, open_data, progress_bar
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_MODEL = "claude-opus-5-5"
 REPEAT_AFTER = 8        # experiments without a keep until the incumbent is measured once more: luck does not last
 CONFIRM_SEEDS = 3       # fresh seeds of baseline and of incumbent
 TUNER_SHARE = 0.3       # of the turns, beside an LLM; tests/bench/bench_tuner.py
@@ -137,6 +136,7 @@ class Loop:
         self.started_at = time.monotonic()
         self.new = 0                                # experiments of this process, the baseline aside
         self.owed_usd = 0.0                         # billed for answers that never became a row; the next row pays
+        self.spent_out = False                      # what is left of --max-usd pays for no further call
         self.llm_back_at, self.llm_failures = 0.0, 0
         self.drafter = ThreadPoolExecutor(1)
         self.draft: Future[Draft] | None = None
@@ -177,7 +177,7 @@ class Loop:
             return "stopped by you"
         if options.experiments is not None and self.new >= options.experiments and self.best:
             return f"--experiments {options.experiments}"
-        if options.max_usd is not None and self.researcher and self.spent_usd >= options.max_usd:
+        if self.spent_out or self.researcher and self.left_usd() <= 0:
             return f"--max-usd {options.max_usd:g} (${self.spent_usd:.2f} spent)"
         if options.hours is not None and time.monotonic() + self.trial_s() > self.ends_at() - self.confirm_s():
             return f"--hours {options.hours:g}"
@@ -352,8 +352,9 @@ class Loop:
             return
         self.drafted_on = self.store.code(self.best.number)
         self.display.researcher(f"{self.options.model} drafts the next proposal")
-        self.draft = self.drafter.submit(self.researcher.propose, self.prompt(), frozenset(self.tried), self.stop.asked,
-                                         self.left_usd())
+        now, tried, limit_usd = self.situation(), frozenset(self.tried), self.left_usd()
+        self.draft = self.drafter.submit(
+            lambda: self.researcher.propose(build_prompt(now), tried, self.stop.asked, limit_usd))
 
     def left_usd(self) -> float:
         limit = self.options.max_usd
@@ -393,6 +394,9 @@ class Loop:
     def without_model(self, error: Unavailable) -> None:
         """The API is out: for a while, and the tuner works meanwhile; or for good, which only `auto` survives."""
         self.owed_usd += error.usd
+        if error.fatal and "--max-usd" in str(error):
+            self.spent_out = True
+            return
         if error.fatal and self.options.researcher != "auto":
             raise SetupError(str(error))
         if error.fatal:
@@ -414,7 +418,7 @@ class Loop:
         self.display.researcher("mending a crash")
         if self.draft:  # one call at a time: the draft comes first
             wait([self.draft])
-        mending = self.drafter.submit(self.researcher.repair, self.prompt(), proposal.code, trial.log,
+        mending = self.drafter.submit(self.researcher.repair, build_prompt(self.situation()), proposal.code, trial.log,
                                       frozenset(self.tried), self.stop.asked, self.left_usd())
         try:
             mended = mending.result().proposal
@@ -426,7 +430,7 @@ class Loop:
             return replace(mended, usd=proposal.usd + mended.usd, note=f"mended after: {trial.reason}")
         return None
 
-    def prompt(self) -> Prompt:
+    def situation(self) -> Situation:
         """All that a proposal may depend on, as it stands now."""
         number = self.best.number
         facts = {"budget": f"{self.options.budget:g} s of training", "device": self.best.own.device,
@@ -434,9 +438,8 @@ class Loop:
                  "training tokens": self.data.rows["train"] * self.data.max_seq_len}
         logs = {n: log for n in range(max(0, len(self.history) - 3), len(self.history)) if (log := self.log_of(n))}
         running = self.running if self.running != self.best.own.description else ""
-        return build_prompt(Situation(program_text(), facts, self.store.code(number), tuple(self.history),
-                                      tuple(self.ideas), logs, self.prior, ledger.sigma(self.history),
-                                      misses(self.history), running))
+        return Situation(program_text(), facts, self.store.code(number), tuple(self.history), tuple(self.ideas), logs,
+                         self.prior, ledger.sigma(self.history), misses(self.history), running)
 
     def log_of(self, number: int) -> str:
         """What the experiment's own trial printed; "" when the run folder is gone."""
@@ -512,10 +515,6 @@ def prices(text: str) -> tuple[float, ...]:
     return values
 
 
-def has_key() -> bool:
-    return any(os.environ.get(f"ANTHROPIC_{name}", "").strip() for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL"))
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="agent.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -536,7 +535,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     who.add_argument("--researcher", choices=("auto", "llm", "tuner"), default="auto",
                      help="auto: the model if there is a key, else the tuner; llm: only the model; tuner: no model")
     who.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=f"default: {DEFAULT_MODEL}")
-    who.add_argument("--effort", choices=("low", "medium", "high", "max"), help="how long the model thinks")
+    who.add_argument("--effort", choices=("low", "medium", "high", "xhigh", "max"), help="how long the model thinks")
+    who.add_argument("--fallback", metavar="M", help="the model that answers when the first one declines: a name, or "
+                     "\"default\" for the server's own choice")
     who.add_argument("--prices", type=prices, metavar="IN,OUT",
                      help="dollars per million tokens, of a model that the price table lacks")
     who.add_argument("--researcher-command", metavar="CMD",
@@ -556,8 +557,8 @@ def settle(options: argparse.Namespace, rows: Sequence[Row], data: Data, tag: st
         raise SetupError(f"session {tag} has a budget of {first.budget:g} s, not {options.budget:g}; numbers would not "
                          f"compare: start another with --tag {tag}-{options.budget:g}s")
     if first and first.data != data.hash[:8]:
-        raise SetupError(f"session {tag} was measured on data {first.data}, not {data.hash[:8]} ({data.name}): name the "
-                         f"same --data, or start another session with --tag {tag}-2")
+        raise SetupError(f"session {tag} was measured on data {first.data}, not {data.hash[:8]} ({data.name}): name "
+                         f"the same --data, or start another session with --tag {tag}-2")
 
 
 def pick_researcher(options: argparse.Namespace, say: Callable[[str], None]) -> Researcher | None:
@@ -569,7 +570,7 @@ def pick_researcher(options: argparse.Namespace, say: Callable[[str], None]) -> 
             raise SetupError("--researcher llm needs ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL or --researcher-command")
         say("no ANTHROPIC_API_KEY: the built-in tuner proposes instead of a model")
         return None
-    researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices)
+    researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices, options.fallback)
     try:
         researcher.check()
     except Unavailable as error:
@@ -609,6 +610,7 @@ def work(options: argparse.Namespace) -> int:
     stop = Stop()
     with Display("autoresearch") as display:
         loop = open_session(options, display, stop)
+        display.start(loop.history)
         stop.listen()
         try:
             if options.word == "research":
@@ -626,10 +628,28 @@ def work(options: argparse.Namespace) -> int:
 
 
 def report_session(options: argparse.Namespace) -> int:
-    """`report`: the morning's text, progress.png and report.html, from the rows alone; never locks, never writes rows."""
+    """`report`: the morning's text, progress.png and report.html, from the rows alone, also while the loop runs."""
     from lab import report
 
-    return report.main(ROOT, quiet=options.quiet)
+    try:
+        history = ledger.experiments(ledger.read(ROOT / "results.tsv"))
+    except ValueError as error:
+        raise SetupError(f"{error}: restore the line with git, or remove it") from None
+    tag = current_tag()
+    runs = ROOT / "runs" / tag if tag else None
+    program = ROOT / "program.md"
+    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    report.write(ROOT, history, text, report.diffs_of(ROOT, tag), runs)
+    if not options.quiet:
+        print(report.summary(history, runs))
+    return 0
+
+
+def current_tag() -> str:
+    """The session that is checked out, "" for none."""
+    head = subprocess.run(["git", "symbolic-ref", "-q", "HEAD"], capture_output=True, text=True).stdout.strip()
+    prefix = "refs/heads/autoresearch/"
+    return head.removeprefix(prefix) if head.startswith(prefix) else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -528,17 +528,16 @@ def _shuffle(source: BinaryIO, target: Path, row_tokens: int) -> None:
 #
 # Requests are five bytes, an operation and a count. Answers come down the token pipe. To PULL: a float64, the fraction
 # of the budget spent, and while that is below 1, `count` rows of MAX_SEQ_LEN + 1 tokens. To FINISH and LOGITS: a
-# float64, the number of rows to score next (0: done), and those rows of MAX_SEQ_LEN inputs. Tokens are int16. The logits
-# of ask i go to slot i % 2 of the shared buffer, so that the referee scores one while the trial computes the other.
+# float64, the number of rows to score next (0: done), and those rows of MAX_SEQ_LEN inputs. Tokens are int16. The
+# logits of ask i go to slot i % 2 of the shared buffer: the referee scores one while the trial computes the other.
 # ---------------------------------------------------------------------------------------------------------------------
 
 REQUEST = struct.Struct("<cI")
 ANSWER = struct.Struct("<d")
-PULL, PARAMS, FINISH, LOGITS = b"p", b"n", b"f", b"l"  # counts: rows; thousands; rows an ask, if it may be that many; dtype
+PULL, PARAMS, FINISH, LOGITS = b"p", b"n", b"f", b"l"  # counts: rows; thousands; rows an ask at most; dtype
 LOGIT_DTYPES = ("float32", "bfloat16", "float16")      # LOGITS names one by its place here
 LOGIT_SLOT_BYTES = 1 << 29                             # address space; only what a batch fills becomes memory
 TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"                  # JSON: what _Link and _constants read
-SMALL, LARGE = (2048, 256), (8192, 2048)               # (VOCAB_SIZE, MAX_SEQ_LEN) of builtin and climbmix
 
 
 @dataclass(frozen=True)
@@ -652,8 +651,7 @@ def _constants() -> dict:
         sizes, seed = (trial["vocab_size"], trial["max_seq_len"]), trial["seed"]
     else:
         name, seed = os.environ.get("AUTORESEARCH_DATA") or default_data(), int(os.environ.get("AUTORESEARCH_SEED", 0))
-        known = {"builtin": SMALL, "climbmix": LARGE}
-        sizes = known[name] if name in known else (open_data(name).vocab_size, open_data(name).max_seq_len)
+        sizes = SIZES.get(name) or (open_data(name).vocab_size, open_data(name).max_seq_len)
     return {"VOCAB_SIZE": sizes[0], "MAX_SEQ_LEN": sizes[1], "SEED": seed, "device": torch.device(pick_device())}
 
 

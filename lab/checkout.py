@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -121,10 +122,11 @@ class Checkout:
         """Names of tracked files that differ from `commit`, in the work tree or in the index."""
         plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-renames", "--ignore-submodules=dirty", "--name-only",
                  "-z")
-        with tempfile.TemporaryDirectory() as folder:
-            env = {}
-            if not self.index_sound():
-                env["GIT_INDEX_FILE"] = f"{folder}/index"
+        with tempfile.TemporaryDirectory() as folder:  # git diff writes what it learns into the index: a copy of it
+            env = {"GIT_INDEX_FILE": f"{folder}/index"}
+            if self.index_sound():
+                shutil.copy2(self.git_dir / "index", folder)  # with its time, by which git knows fresh entries
+            else:
                 self.git("read-tree", commit, env=env)
             out = self.git(*plain, commit, "--", env=env) + self.git(*plain, "--cached", commit, "--", env=env)
         return {name.decode("utf-8", "surrogateescape") for name in out.split(b"\0") if name}

@@ -1,0 +1,176 @@
+"""The tuner: text in, text out, and nothing but digits changes."""
+
+import ast
+import math
+import random
+import re
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lab import tuner
+
+CODE = '''"""Größe, naïve: ünï."""
+from prepare import stream, finish
+
+BATCH = 2**18          # tokens a step
+ACCUMULATION = 2 ** 3  # spaces kept
+DEPTH: int = 9         # layers
+WIDTH = 640            # a multiple of 128
+ROPE_BASE = 200_000
+TOKENS = 524288
+LR = 0.04; MOMENTUM = 0.95
+DECAY = 3e-4
+WARMUP = 0.0
+OFFSET = -0.5
+SCALE = 1.15
+SEED = 42
+HEAD_DIM = 128         # fixed: the kernel wants it
+FLAG = True
+NOTHING = 0
+MINUS = -1
+TWICE = 1
+TWICE = 2
+PAIR = (1, 2)
+NAME = "LR = 3"
+lower = 5
+if DEPTH > 3:
+    INNER = 7
+
+
+def main():
+    LOCAL = 3
+    return LOCAL
+'''
+FREE = {"BATCH": 2**18, "ACCUMULATION": 8, "DEPTH": 9, "WIDTH": 640, "ROPE_BASE": 200_000, "TOKENS": 524288, "LR": 0.04,
+        "MOMENTUM": 0.95, "DECAY": 3e-4, "WARMUP": 0.0, "OFFSET": -0.5, "SCALE": 1.15}
+
+
+def always(code: str) -> bool:
+    return True
+
+
+def shape(code: str) -> str:
+    """The syntax tree with every number blanked."""
+    return re.sub(r"Constant\(value=-?[0-9.e+-]+\)", "Constant()", ast.dump(ast.parse(code)))
+
+
+def proposals(code: str = CODE, n: int = 60, history=()) -> list:
+    return [tuner.propose(code, history, seed, always) for seed in range(n)]
+
+
+def test_finds_the_constants_that_may_vary_and_no_others():
+    assert tuner.knobs(CODE) == FREE
+
+
+def test_changes_only_digits_of_a_few_constants():
+    for proposal in proposals():
+        after = tuner.knobs(proposal.code)
+        changed = [name for name in FREE if after[name] != FREE[name]]
+        assert 1 <= len(changed) <= 2 and proposal.source == "tuner"
+        assert shape(proposal.code) == shape(CODE)
+        assert [part.split()[0] for part in proposal.description.split(", ")] == changed
+        for before_line, after_line in zip(CODE.splitlines(), proposal.code.splitlines(), strict=True):
+            assert before_line == after_line or any(name in before_line for name in changed)
+
+
+def test_every_value_keeps_its_kind():
+    for values in (tuner.knobs(proposal.code) for proposal in proposals(n=200)):
+        assert {name: type(value) for name, value in values.items()} == {n: type(v) for n, v in FREE.items()}
+        for name in ("BATCH", "ACCUMULATION", "TOKENS"):
+            assert values[name].bit_count() == 1
+        assert values["WIDTH"] % 128 == 0 and values["WIDTH"] > 0
+        assert values["ROPE_BASE"] % 10_000 == 0
+        assert 1 <= values["DEPTH"] <= 20
+        for name in ("LR", "MOMENTUM", "DECAY"):
+            assert 0 < values[name] < 1
+        assert 0 <= values["WARMUP"] <= tuner.ZERO_CEILING
+        assert -1 < values["OFFSET"] < 0 < values["SCALE"]
+
+
+def test_the_style_of_a_constant_stays():
+    text = "\n".join(proposal.code for proposal in proposals(n=200))
+    assert set(re.findall(r"BATCH = (\S+) ", text)) <= {f"2**{e}" for e in range(16, 21)}
+    assert all(re.fullmatch(r"2 \*\* \d", value) for value in re.findall(r"ACCUMULATION = (.*?)  #", text))
+    assert all("_" in value for value in re.findall(r"ROPE_BASE = (\S+)", text) if len(value) > 3)
+    assert all("e" in value for value in re.findall(r"DECAY = (\S+)", text))
+    assert len(set(re.findall(r"LR = ([0-9.]+)", text))) > 5
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_any_line_ending_stays(newline):
+    code = CODE.replace("\n", newline)
+    for proposal in proposals(code, 10):
+        assert shape(proposal.code) == shape(CODE)
+        assert proposal.code.count("\r") == code.count("\r") and proposal.code.count("\n") == code.count("\n")
+
+
+def test_small_depths_move_by_one():
+    depths = {tuner.knobs(p.code)["DEPTH"] for p in proposals("DEPTH = 8\n", 60)}
+    assert {7, 9} <= depths and max(depths) <= 16
+
+
+def test_no_constants_or_nothing_new_is_none():
+    assert tuner.propose("def main():\n    pass\n", [], 0, always) is None
+    assert tuner.propose(CODE, [], 0, lambda code: False) is None
+
+
+def test_never_proposes_what_was_tried():
+    code, tried = "A = 2**4\n", {"A = 2**4\n"}
+    while proposal := tuner.propose(code, [], len(tried), lambda c: c not in tried):
+        assert proposal.code not in tried
+        tried.add(proposal.code)
+    assert tried == {f"A = 2**{exponent}\n" for exponent in range(2, 7)}
+
+
+def test_the_same_history_in_any_order_gives_the_same_proposal():
+    history = [(p.code, 1 + seed / 100) for seed, p in enumerate(proposals(n=20))]
+    shuffled = history[:]
+    random.Random(1).shuffle(shuffled)
+    assert tuner.propose(CODE, history, 7, always) == tuner.propose(CODE, shuffled, 7, always)
+    assert tuner.propose(CODE, history, 7, always) != tuner.propose(CODE, history, 8, always)
+
+
+def test_crashes_other_constants_and_broken_files_in_the_history_do_no_harm():
+    history = [(CODE, 1.0), (CODE + "NEW = 3\n", 0.5), ("A = (", None), ("A = 1\0", None), ("", 0.1)]
+    history += [(p.code, None) for p in proposals(n=10)]
+    assert tuner.propose(CODE, history, 0, always) is not None
+    assert tuner.propose(CODE, [(CODE, None)] * 8, 0, always) is not None
+
+
+def test_learns_from_the_history_where_the_better_values_lie():
+    def near(history) -> float:
+        moves = [math.log(tuner.knobs(p.code)["LR"] / 0.04) for p in proposals("LR = 0.04\n", 60, history)]
+        return sum(moves) / len(moves)
+
+    values = [0.012, 0.016, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.11]
+    rising = [(f"LR = {v}\n", 1 + abs(math.log(v / 0.09))) for v in values]
+    falling = [(f"LR = {v}\n", 1 + abs(math.log(v / 0.015))) for v in values]
+    assert near(rising) > 0.3 > -0.3 > near(falling)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.integers(1, 10**9), st.floats(1e-9, 1e9), st.floats(-1e6, -1e-9), st.just(0.0)), st.integers(0, 99))
+@example(1, 0)
+@example(0.999999, 3)
+@example(1e-12, 3)
+def test_any_number_stays_of_its_kind_and_can_be_varied(value, seed):
+    code = f"A = {value!r}\n"
+    proposal = tuner.propose(code, [(code, 1.0)], seed, always)
+    result = tuner.knobs(proposal.code)["A"]
+    assert type(result) is type(value) and result != value and math.isfinite(result)
+    assert value == 0 or (result > 0) == (value > 0)
+    assert not 0 < abs(value) < 1 or 0 < abs(result) < 1
+    again = tuner.propose(proposal.code, [(code, 1.0), (proposal.code, 0.9)], seed, always)
+    assert again is not None
+
+
+def test_a_long_history_stays_quick():
+    import time
+
+    history = [(f"LR = {0.01 + i / 1e5:.6g}\nDEPTH = 8\n", 1 + i / 1e4) for i in range(3000)]
+    tuner.propose("LR = 0.02\nDEPTH = 8\n", history, 0, always)
+    started = time.perf_counter()
+    tuner.propose("LR = 0.02\nDEPTH = 8\n", history, 1, always)
+    assert time.perf_counter() - started < 1.5  # 0.1 s on an idle machine
