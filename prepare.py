@@ -751,13 +751,13 @@ def finish(model) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Report]:
-    """A Report that draws on stderr: a bar on a terminal, else a line every five seconds."""
-    if not sys.stderr.isatty():
+    """A Report that draws on stdout: a bar on a terminal, else a line every five seconds."""
+    if not sys.stdout.isatty():
         last = {"phase": "", "at": 0.0}
 
         def line(phase: str, done: int, total: int) -> None:
             if phase != last["phase"] or time.monotonic() - last["at"] > 5:
-                print(phase if not total else f"{phase}: {done / total:.0%}", file=sys.stderr, flush=True)
+                print(phase if not total else f"{phase}: {done / total:.0%}", flush=True)
                 last.update(phase=phase, at=time.monotonic())
 
         yield line
@@ -766,7 +766,7 @@ def progress_bar() -> Iterator[Report]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(), transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def draw(phase: str, done: int, total: int) -> None:
