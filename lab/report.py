@@ -1,245 +1,476 @@
-"""The morning: what the rows say, as text, as progress.png and as report.html. A pure reader of results.tsv.
+"""The morning: a pure reader of results.tsv that draws progress.png, writes report.html and says the same as text.
 
-Promises: it writes those two files alone, each whole or not at all; the headline is the confirmed difference with its
-standard error or plainly "not confirmed yet", never the running minimum; whatever a model or a trial wrote is escaped.
+Promises: what a model wrote is shown as text and never as markup; both files appear whole or not at all; the headline
+is what fresh seeds on the test split measured, or says that nobody measured it yet. lab/page.html is the page's
+frame. Does not cover: running trials; `diffs_of` is all that it asks of git.
 """
 
 import html
 import json
+import math
 import os
+import re
+import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lab import ledger
-from lab.ledger import Experiment
+from lab.ledger import Experiment, Row, one_line
 
-DIFF_CHARS = 20_000   # of one experiment's change
-COLOURS = {"keep": "#0072B2", "discard": "#999999", "crash": "#D55E00"}  # told apart by colour-blind eyes too
+MAX_LABELS = 40              # keeps that progress.png names, the largest gains first
+MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
+MAX_DIFFS_CHARS = 6_000_000  # of all, the newest first: the page stays under 20 MB
+STATUSES = ("keep", "discard", "crash", "repeat")
+COLORS = {"keep": "#009E73", "discard": "#8a8a8a", "crash": "#D55E00", "repeat": "#CC79A7",
+          "line": "#0072B2"}  # told apart by colour-blind eyes (Okabe-Ito), and by shape
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row, and the incumbent's estimate around it."""
+
+    row: Row
+    own: bool                # an experiment's own row, not another measurement
+    x: int                   # experiments begun before or with this row, less one: its place on the axis
+    before: float | None     # the incumbent's estimate when the row was judged
+    after: float | None      # ... and once it counted
+    n_trials: int            # behind `after`
+
+
+def walk(history: Sequence[Experiment]) -> list[Step]:
+    """The rows in the order of time, each with the incumbent's estimate before and after it."""
+    rows = sorted((row for experiment in history for row in experiment.rows), key=lambda row: row.when)
+    steps: list[Step] = []
+    values: dict[int, list[float]] = {}
+    best, x = -1, -1
+    for row in rows:
+        own = row.experiment not in values
+        x += own
+        before = _mean(values.get(best, []))
+        mine = values.setdefault(row.experiment, [])
+        if row.split == "val" and row.val_bpb is not None:
+            mine.append(row.val_bpb)
+        if own and row.status == "keep":
+            best = row.experiment
+        now = values.get(best, [])
+        steps.append(Step(row, own, x, before, _mean(now), len(now)))
+    return steps
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def confirmed(history: Sequence[Experiment]) -> tuple[float, float, int] | None:
-    """(incumbent less baseline, standard error, trials) on the test split; None before two trials of each."""
+    """(gain, its standard error, seeds a side) of the incumbent over the baseline on the test split, if measured."""
     best = ledger.incumbent(history)
     if best is None or best.number == history[0].number:
         return None
-    samples = [[row.val_bpb for row in experiment.rows if row.split == "test" and row.val_bpb is not None]
-               for experiment in (history[0], best)]
-    if min(map(len, samples)) < 2:
+    sides = [[row.val_bpb for row in experiment.rows if row.split == "test" and row.val_bpb is not None]
+             for experiment in (history[0], best)]
+    n = min(map(len, sides))
+    if n < 2:
         return None
-    means = [sum(values) / len(values) for values in samples]
-    variance = sum(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
-                   for values, mean in zip(samples, means, strict=True))
-    return means[1] - means[0], variance ** 0.5, sum(map(len, samples))
+    error = math.sqrt(sum(statistics.variance(side) / len(side) for side in sides))
+    return statistics.fmean(sides[0]) - statistics.fmean(sides[1]), error, n
 
 
 def headline(history: Sequence[Experiment]) -> str:
+    """The figure of the night in one sentence, or why there is none."""
     best = ledger.incumbent(history)
     if best is None:
         return "Nothing is measured yet."
     if best.number == history[0].number:
         return "No experiment was kept: the baseline stands."
-    if (result := confirmed(history)) is None:
-        return "Not confirmed yet: python agent.py confirm measures baseline and incumbent anew, on the test split."
-    difference, error, n = result
-    verdict = ("a real gain" if difference < -2 * error else "a real loss" if difference > 2 * error else
-               "not to be told from noise")
-    return f"Confirmed on the test split: {difference:+.6f} ± {error:.6f} val_bpb ({n} trials), {verdict}."
+    if result := confirmed(history):
+        gain, error, n = result
+        verdict = ("" if gain > 2 * error else "; the incumbent is worse than the baseline" if gain < -2 * error else
+                   "; within the noise, not to be told from no gain")
+        return f"Confirmed gain {gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split){verdict}."
+    gain = (history[0].val_bpb or math.nan) - (best.val_bpb or math.nan)
+    return (f"Not confirmed yet: {gain:.6f} below the baseline on the validation split, which flatters, "
+            "for the lowest was picked. python agent.py confirm measures it.")
 
 
 def summary(history: Sequence[Experiment], runs: Path | None = None) -> str:
-    """The session in a dozen lines."""
+    """The morning's text."""
+    if not history:
+        return headline(history)
+    facts = [f"{name + ':':12} {value}" for name, value in _facts(history, runs)]
+    kept = [f"  {number:>5} {gain:>+10.6f}  {mark:12}  {text}" for number, gain, mark, text in _keeps(history)]
+    head = ["what each keep gave, against the incumbent at the time, on the validation split:"] if kept else []
+    return "\n".join([headline(history), "", *facts, "", *head, *kept]).rstrip()
+
+
+def _facts(history: Sequence[Experiment], runs: Path | None) -> list[tuple[str, str]]:
+    """(name, text) of everything that is one line, for the text and for the page."""
     rows = [row for experiment in history for row in experiment.rows]
-    best, noise = ledger.incumbent(history), ledger.sigma(history)
-    lines = [headline(history)]
-    if best is not None and best.val_bpb is not None and history[0].val_bpb is not None:
-        lines.append(f"incumbent: #{best.number} {best.commit} val_bpb {best.val_bpb:.6f} "
-                     f"(baseline {history[0].val_bpb:.6f})")
-    lines.append("noise between seeds: " + ("not measured yet" if noise is None else f"{noise:.6f}"))
-    counts = [f"{sum(e.status == status for e in history)} {status}" for status in ("keep", "discard", "crash")]
-    repeats = sum(row.status == "repeat" for row in rows)
-    lines.append(f"experiments: {len(history)} ({', '.join(counts)}), repeats: {repeats}")
-    total, trained = sum(row.total_seconds for row in rows), sum(row.train_seconds for row in rows)
+    best, first, sigma = ledger.incumbent(history), history[0], ledger.sigma(history)
+    count = {status: sum(e.status == status for e in history) for status in STATUSES}
+    facts = [("experiments", f"{len(history)}: {count['keep']} kept, {count['discard']} discarded, "
+                             f"{count['crash']} crashed; {len(rows) - len(history)} repeats")]
+    if first.val_bpb is not None:
+        facts.append(("baseline", f"{first.val_bpb:.6f}"))
+    if best is not None and best.val_bpb is not None:
+        n = sum(row.split == "val" and row.val_bpb is not None for row in best.rows)
+        facts.append(("incumbent", f"{best.val_bpb:.6f} (mean of {n}), experiment {best.number}, {best.commit[:7]}: "
+                                   f"{one_line(best.own.description, 80)}"))
+    facts.append(("noise", "not measured yet" if sigma is None else f"sigma {sigma:.6f} between seeds"))
+    facts += _time_and_money(rows, runs)
+    for name, key in (("machine", "device"), ("data", "data"), ("sandbox", "sandbox"), ("budget", "budget")):
+        if values := sorted({str(getattr(row, key)) for row in rows} - {"", "0.0", "0"}):
+            facts.append((name, ", ".join(values) + (" s" if key == "budget" else "")))
+    return facts
+
+
+def _time_and_money(rows: Sequence[Row], runs: Path | None) -> list[tuple[str, str]]:
+    facts = []
+    trained, total = sum(row.train_seconds for row in rows), sum(row.total_seconds for row in rows)
     if total:
-        lines.append(f"time in trials: {total / 3600:.2f} h, {100 * trained / total:.0f} % of it training")
-    if phases := seconds_by_part(runs):
-        lines.append("seconds a trial: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items()))
-    lines.append(f"spent: ${sum(row.usd for row in rows):.2f}")
-    previous = None
-    for experiment in (e for e in history if e.status == "keep"):
-        gain = "" if previous is None else f" {experiment.val_bpb - previous:+.6f}"
-        lines.append(f"  kept #{experiment.number} {experiment.val_bpb:.6f}{gain}  {experiment.own.description}")
-        previous = experiment.val_bpb
-    return "\n".join(lines)
+        text = f"{_hours(trained)} of training in {_hours(total)} of trials"
+        if span := _span_s(rows):
+            text += f"; {100 * trained / span:.0f} % of the {_hours(span)} since the start went into training, "
+            text += f"{3600 * len(rows) / span:.1f} trials an hour"
+        facts.append(("time", text))
+    if parts := _phases(runs):
+        facts.append(("by part", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())))
+    by_source: dict[str, list[float]] = {}
+    for row in rows:
+        if row.status != "repeat" and row.source:
+            by_source.setdefault(row.source, []).append(row.usd)
+    if by_source:
+        facts.append(("money", f"${sum(row.usd for row in rows):.2f}: " + ", ".join(
+            f"{one_line(source, 40)} ${sum(usd):.2f} for {len(usd)}" for source, usd in by_source.items())))
+    return facts
 
 
-def seconds_by_part(runs: Path | None) -> dict[str, float]:
-    """Mean seconds a trial by part: start, train, score, stop."""
-    trials = [json.loads(path.read_text())["phases"] for path in sorted(runs.glob("*.json"))] if runs else []
-    names = list(trials[0]) if trials else []
-    return {name: sum(trial.get(name, 0.0) for trial in trials) / len(trials) for name in names}
+def _span_s(rows: Sequence[Row]) -> float:
+    """Seconds from the start of the first trial to the end of the last; 0 where the rows do not say."""
+    try:
+        ends = [(datetime.fromisoformat(row.when.replace("Z", "+00:00")), row.total_seconds) for row in rows]
+    except ValueError:
+        return 0.0
+    first, last = min(ends), max(ends)
+    return (last[0] - first[0]).total_seconds() + first[1]
 
 
-def write(folder: Path, history: Sequence[Experiment], program: str, diffs: Mapping[int, str],
-          runs: Path | None = None) -> None:
-    """progress.png and report.html."""
-    replace(folder / "progress.png", lambda path: draw(history, path))
-    page = render(history, program, diffs, summary(history, runs))
-    replace(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
+
+
+def _phases(runs: Path | None) -> dict[str, float]:
+    """Seconds by part of a trial, summed over the run folder's JSON files; a damaged file counts for nothing."""
+    parts: dict[str, float] = {}
+    for path in sorted(runs.glob("*.json")) if runs else []:
+        try:
+            phases = json.loads(path.read_text(encoding="utf-8"))["phases"]
+            for name, seconds in phases.items():
+                parts[one_line(name, 20)] = parts.get(one_line(name, 20), 0.0) + float(seconds)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return parts
+
+
+def _keeps(history: Sequence[Experiment]) -> list[tuple[int, float, str, str]]:
+    """(number, gain, "" or "within noise", description) of every keep but the baseline."""
+    sigma = ledger.sigma(history)
+    kept = []
+    for step in walk(history):
+        if step.own and step.row.status == "keep" and step.before is not None and step.row.val_bpb is not None:
+            gain = step.before - step.row.val_bpb
+            mark = "within noise" if sigma and gain < 2 * math.sqrt(2) * sigma else ""  # a difference of two trials
+            kept.append((step.row.experiment, gain, mark, one_line(step.row.description, 80)))
+    return kept
 
 
 def diffs_of(root: Path, tag: str) -> dict[int, str]:
-    """What each experiment changed in train.py, by number, bounded; one call of git for all of them."""
+    """What each experiment of a session changed in train.py, by number; two calls of git for all of them."""
     prefix = f"refs/autoresearch/{tag}/"
-    refs = git(root, "for-each-ref", "--format=%(objectname) %(refname)", prefix) if tag else ""
+    refs = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", prefix) if tag else ""
     numbers = {line.split()[0]: int(line.rpartition("/")[2]) for line in refs.splitlines()}
-    text = git(root, "diff-tree", "--stdin", "-p", "--no-color", "--no-ext-diff", "--", "train.py",
-               stdin="\n".join(numbers) + "\n") if numbers else ""
-    diffs, number = {}, None
+    if not numbers:
+        return {}
+    text = _git(root, "diff-tree", "--stdin", "-p", "--no-color", "--no-ext-diff", "--", "train.py",
+                stdin="\n".join(numbers) + "\n")
+    diffs: dict[int, list[str]] = {}
+    number = None
     for line in text.split("\n"):
         if line in numbers:
             number = numbers[line]
             diffs[number] = []
         elif number is not None:
             diffs[number].append(line)
-    return {number: "\n".join(lines[4:])[:DIFF_CHARS] for number, lines in diffs.items()}
+    return {number: "\n".join(lines[4:]) for number, lines in diffs.items()}
 
 
-def git(root: Path, *words: str, stdin: str = "") -> str:
-    return subprocess.run(["git", *words], cwd=root, input=stdin, capture_output=True, text=True,
+def _git(root: Path, *words: str, stdin: str = "") -> str:
+    return subprocess.run(["git", *words], cwd=root, input=stdin, capture_output=True, text=True, encoding="utf-8",
                           errors="replace").stdout
 
 
-def replace(path: Path, make) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    make(beside)
-    os.replace(beside, path)
+def write(folder: Path, history: Sequence[Experiment], program: str, diffs: Mapping[int, str],
+          runs: Path | None = None) -> None:
+    """Write progress.png and report.html; diffs: experiment number -> unified diff of its train.py."""
+    title = f"autoresearch/{runs.name}" if runs else "autoresearch"
+    _replace(folder / "report.html", page(history, title, diffs, program, runs).encode("utf-8", "replace"))
+    _replace(folder / "progress.png", picture(history, title))
 
 
-def estimates(history: Sequence[Experiment]) -> list[float | None]:
-    """The incumbent's estimate after each experiment."""
-    current, steps = None, []
-    for experiment in history:
-        current = experiment.val_bpb if experiment.status == "keep" else current
-        steps.append(current)
-    return steps
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def draw(history: Sequence[Experiment], path: Path) -> None:
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    measured = [e for e in history if e.val_bpb is not None]
-    low, high = limits(measured)
-    for status, marker, size in (("discard", "o", 16), ("keep", "o", 42)):
-        points = [e for e in measured if e.status == status]
-        axes.scatter([e.number for e in points], [min(e.val_bpb, high) for e in points], s=size, c=COLOURS[status],
-                     marker=marker, label=status, zorder=3, edgecolors="white", linewidths=0.5)
-    crashes = [e.number for e in history if e.status == "crash"]
-    axes.scatter(crashes, [high] * len(crashes), marker="x", s=24, c=COLOURS["crash"], label="crash", zorder=3)
-    repeats = [(e.number, row.val_bpb) for e in measured for row in e.rows
-               if row.status == "repeat" and row.split == "val" and row.val_bpb is not None]
-    if repeats:
-        axes.scatter(*zip(*repeats, strict=True), marker="d", s=20, facecolors="none", edgecolors="#009E73",
-                     label="repeat")
-    steps = [(e.number, value) for e, value in zip(history, estimates(history), strict=True) if value is not None]
-    if steps:
-        x, y = zip(*steps, strict=True)
-        axes.step(x, y, where="post", c=COLOURS["keep"], lw=1.5, label="incumbent's estimate")
-        if noise := ledger.sigma(history):
-            axes.fill_between(x, [v - noise for v in y], [v + noise for v in y], step="post", alpha=0.15,
-                              color=COLOURS["keep"])
-    label(axes, [e for e in measured if e.status == "keep"])
-    axes.set(xlabel="experiment", ylabel="val_bpb (lower is better)", ylim=(low, high + 0.02 * (high - low)),
-             title=headline(history).split(":")[0])
-    axes.title.set_fontsize(11)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
-    figure.savefig(path)
+# progress.png and the chart's axis
 
 
-def limits(measured: Sequence[Experiment]) -> tuple[float, float]:
-    """The axis: all keeps, and discards as far as three quarters of them reach; worse ones sit on the rim."""
-    values = sorted(e.val_bpb for e in measured)
+def _range(steps: Sequence[Step]) -> tuple[float, float]:
+    """Lowest and highest val_bpb worth drawing: outliers stand on the rim, not in the scale."""
+    values = sorted(step.row.val_bpb for step in steps if step.row.val_bpb is not None and step.row.split == "val")
     if not values:
         return 0.0, 1.0
-    top = max([e.val_bpb for e in measured if e.status == "keep"] + [values[3 * len(values) // 4]])
-    room = max(top - values[0], 1e-3)
-    return values[0] - 0.25 * room, top + 0.1 * room
+    first = next(step.row.val_bpb for step in steps if step.row.val_bpb is not None)
+    high = max(first, values[int(0.9 * (len(values) - 1))])
+    high = high if high - values[0] > 0 else values[0] * 1.001 + 1e-6
+    return values[0], high + 0.06 * (high - values[0])
 
 
-def label(axes, keeps: Sequence[Experiment], most: int = 12) -> None:
-    """Name the largest gains, each under its point and clear of the one before."""
-    gains = sorted(range(1, len(keeps)), key=lambda i: keeps[i].val_bpb - keeps[i - 1].val_bpb)[:most]
-    for place, i in enumerate(sorted(gains)):
-        keep = keeps[i]
-        axes.annotate(ledger.one_line(keep.own.description, 32), (keep.number, keep.val_bpb), fontsize=7, rotation=-25,
-                      xytext=(4, -8 - 9 * (place % 3)), textcoords="offset points", va="top", parse_math=False)
+def picture(history: Sequence[Experiment], title: str) -> bytes:
+    """progress.png: every trial a point, the incumbent's estimate a step line with its noise band, keeps named."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [step for step in walk(history) if step.row.split == "val"]
+    figure = Figure(figsize=(14, 7.5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    low, high = _range(steps)
+    rim = high + 0.06 * (high - low)
+    room = 0.05 + 0.02 * min(15, sum(e.status == "keep" for e in history))  # for the names below the line
+    axes.set_ylim(low - room * (high - low), rim + 0.05 * (high - low))
+    last = max((step.x for step in steps), default=0)
+    axes.set_xlim(-0.02 * max(last, 5), max(last, 5) * 1.02)
+    line = _draw_estimate(axes, steps, ledger.sigma(history))
+    _draw_points(axes, steps, rim)
+    kept = sum(e.status == "keep" for e in history)
+    figure.suptitle(f"{one_line(title, 60)}: {len(history)} experiments, {kept} kept", x=0.01, ha="left",
+                    fontweight="bold", parse_math=False)
+    axes.set_title(headline(history), loc="left", fontsize=10, color="#555555", parse_math=False)
+    axes.set_xlabel("experiment")
+    axes.set_ylabel("val_bpb (lower is better)")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if steps:
+        figure.legend(loc="outside upper right", fontsize=9, ncols=7, frameon=False)
+        canvas.draw()
+        figure.set_layout_engine("none")  # the names are placed in pixels: nothing may move any more
+        _draw_labels(axes, canvas.get_renderer(), steps, line)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>autoresearch</title><style>
-:root{{color-scheme:light dark}}body{{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:auto;padding:1rem}}
-h1{{font-size:1.2rem}}table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;padding:.2rem .5rem;
-border-bottom:1px solid #8884;vertical-align:top}}th{{cursor:pointer}}
-pre{{overflow:auto;background:#8881;padding:.5rem}}
-.keep{{font-weight:600}}.crash{{color:#D55E00}}svg{{width:100%;height:auto}}input{{width:100%;padding:.4rem}}
-td.n{{font-variant-numeric:tabular-nums;white-space:nowrap}}.t{{overflow-x:auto}}</style>
-<h1>{headline}</h1><pre>{summary}</pre>{chart}
-<p><input id="filter" placeholder="filter: keep, optimizer, 0.97 ..." aria-label="filter"></p>
-<div class="t"><table id="rows"><thead><tr><th>#<th>val_bpb<th>status<th>description<th>by<th>note</tr></thead>
-<tbody>{rows}</tbody></table></div><details><summary>program.md</summary><pre>{program}</pre></details><script>
-const body=document.querySelector('#rows tbody'),rows=[...body.rows];
-document.querySelector('#filter').oninput=e=>{{const w=e.target.value.toLowerCase();
-rows.forEach(r=>r.hidden=!r.textContent.toLowerCase().includes(w))}};
-document.querySelectorAll('#rows th').forEach((h,i)=>{{let up=1;h.onclick=()=>{{rows.sort((a,b)=>{{
-const x=a.cells[i].dataset.v||'',y=b.cells[i].dataset.v||'';
-return up*(i<2?(x===''?1e9:+x)-(y===''?1e9:+y):x.localeCompare(y))}});up=-up;body.append(...rows)}}}});
-</script></html>
-"""
+def _draw_estimate(axes, steps: Sequence[Step], sigma: float | None) -> list[tuple[float, float]]:
+    """The step line of the incumbent's estimate, its corners returned, and the band of one standard error."""
+    known = [step for step in steps if step.after is not None]
+    if not known:
+        return []
+    x = [*(step.x for step in known), known[-1].x + 0.5]
+    y = [*(step.after for step in known), known[-1].after]
+    if sigma:
+        half = [sigma / math.sqrt(step.n_trials) for step in (*known, known[-1])]
+        axes.fill_between(x, [v - h for v, h in zip(y, half, strict=True)],
+                          [v + h for v, h in zip(y, half, strict=True)],
+                          step="post", color=COLORS["line"], alpha=0.2, linewidth=0, label="its standard error")
+    axes.step(x, y, where="post", color=COLORS["line"], linewidth=1.8, label="incumbent's estimate", zorder=3)
+    return list(zip(x, y, strict=True))
 
 
-def render(history: Sequence[Experiment], program: str, diffs: Mapping[int, str], text: str) -> str:
-    escape = html.escape
-    rows = []
-    for e in history:
-        value = "" if e.val_bpb is None else f"{e.val_bpb:.6f}"
-        diff = diffs.get(e.number, "")
-        folded = f"<details><summary>diff</summary><pre>{escape(diff)}</pre></details>" if diff else ""
-        cells = ((str(e.number), "n", ""), (value, "n", ""), (e.status, "", ""), (e.own.description, "", folded),
-                 (e.own.source, "", ""), (e.own.note, "", ""))
-        rows.append(f'<tr class="{escape(e.status)}">' + "".join(
-            f'<td class="{style}" data-v="{escape(content)}">{escape(content)}{more}</td>'
-            for content, style, more in cells) + "</tr>")
-    return PAGE.format(headline=escape(headline(history)), summary=escape(text), chart=chart(history),
-                       rows="\n".join(rows), program=escape(program))
+def _draw_points(axes, steps: Sequence[Step], rim: float) -> None:
+    size = min(60.0, max(6.0, 4000 / max(len(steps), 1)))
+    marks = {"discard": ("o", 0.7, 2), "repeat": ("D", 0.9, 4), "crash": ("x", 1.0, 4), "keep": ("o", 1.6, 5)}
+    inside = [step for step in steps if step.row.val_bpb is None or step.row.val_bpb <= rim]
+    for status, (marker, scale, order) in marks.items():
+        mine = [step for step in inside if _status(step) == status]
+        if not mine:
+            continue
+        y = [rim if step.row.val_bpb is None else step.row.val_bpb for step in mine]
+        edges = {} if marker == "x" else {"edgecolors": "black" if status == "keep" else "none", "linewidths": 0.6}
+        axes.scatter([step.x for step in mine], y, s=size * scale, marker=marker, color=COLORS[status], label=status,
+                     alpha=0.55 if status == "discard" else 1.0, zorder=order, **edges)
+    if above := [step.x for step in steps if step.row.val_bpb is not None and step.row.val_bpb > rim]:
+        axes.scatter(above, [rim] * len(above), s=size, marker="^", color=COLORS["discard"], label="above the scale")
 
 
-def chart(history: Sequence[Experiment], width: int = 900, height: int = 360) -> str:
-    """The same picture as inline SVG, a tooltip a point."""
-    low, high = limits([e for e in history if e.val_bpb is not None])
-    last = max((e.number for e in history), default=1) or 1
+def _status(step: Step) -> str:
+    if step.row.val_bpb is None:
+        return "crash"
+    return step.row.status if step.own and step.row.status in STATUSES else "repeat"
 
-    def place(number: int, value: float) -> tuple[float, float]:
-        return 40 + (width - 60) * number / last, 10 + (height - 30) * (1 - (min(value, high) - low) / (high - low))
 
-    marks = []
-    for e in history:
-        x, y = place(e.number, high if e.val_bpb is None else e.val_bpb)
-        value = "" if e.val_bpb is None else f"{e.val_bpb:.6f}"
-        tip = html.escape(f"#{e.number} {e.status} {value} {e.own.description}")
-        radius = 5 if e.status == "keep" else 3
-        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{COLOURS.get(e.status, "#999")}">'
-                     f"<title>{tip}</title></circle>")
-    steps = [place(e.number, value) for e, value in zip(history, estimates(history), strict=True) if value is not None]
-    path = "".join(f"M{x:.1f} {y:.1f}" if i == 0 else f"H{x:.1f}V{y:.1f}" for i, (x, y) in enumerate(steps))
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="val_bpb by experiment">'
-            f'<path d="{path}" fill="none" stroke="{COLOURS["keep"]}" stroke-width="1.5"/>{"".join(marks)}'
-            f'<text x="2" y="14" font-size="11" fill="currentColor">{high:.4f}</text>'
-            f'<text x="2" y="{height - 20}" font-size="11" fill="currentColor">{low:.4f}</text></svg>')
+def _draw_labels(axes, renderer, steps: Sequence[Step], line: Sequence[tuple[float, float]]) -> None:
+    """Name the keeps in the free space below the step line, each on a thin leader; what does not fit stays unnamed."""
+    pixel = axes.transData.transform
+    corners = [tuple(pixel(corner)) for corner in line]
+    frame = axes.get_window_extent(renderer)
+    keeps = [s for s in steps if s.own and s.row.status == "keep" and s.row.val_bpb is not None]
+    gain = {id(s): (s.before - s.row.val_bpb if s.before is not None else math.inf) for s in keeps}
+    boxes: list[tuple[float, float, float, float]] = []
+    for step in sorted(keeps, key=lambda s: gain[id(s)], reverse=True)[:MAX_LABELS]:
+        text = one_line(step.row.description, 40) or f"experiment {step.row.experiment}"
+        label = axes.text(0, 0, text, fontsize=8, color="#222222", zorder=6, parse_math=False)
+        extent = label.get_window_extent(renderer)
+        x, y = pixel((step.x, step.row.val_bpb))
+        place = _place(x, y, extent.width, extent.height, boxes, corners, frame)
+        if place is None:
+            label.remove()
+            continue
+        left, bottom = place
+        boxes += [(left - 2, bottom, left + extent.width + 2, bottom + extent.height), (x - 1, bottom, x + 1, y - 6)]
+        unpixel = axes.transData.inverted().transform
+        label.set_position(unpixel((left, bottom)))
+        label.set_verticalalignment("bottom")
+        ends = unpixel([(x, y - 4), (x, bottom + 1)])
+        axes.plot(ends[:, 0], ends[:, 1], color="#999999", linewidth=0.6, zorder=1)
+
+
+def _place(x: float, y: float, width: float, height: float, boxes: Sequence[tuple[float, float, float, float]],
+           corners: Sequence[tuple[float, float]], frame) -> tuple[float, float] | None:
+    """Left and bottom, in pixels, of the nearest free place below (x, y) whose leader crosses nothing."""
+    bottom = y - 2 * height
+    while bottom > frame.y0 + 4:
+        for left in (x + 3, x - width - 3):
+            box = (left, bottom, left + width, bottom + height)
+            leader = (x - 1, bottom, x + 1, y - 6)
+            inside = frame.x0 <= left and left + width <= frame.x1
+            if inside and not any(_overlap(part, other) for part in (box, leader) for other in boxes):
+                lowest = min((cy for i, (cx, cy) in enumerate(corners) if cx <= box[2] + 6
+                              and (i + 1 == len(corners) or corners[i + 1][0] >= left)), default=math.inf)
+                if box[3] + 4 < lowest:
+                    return left, bottom
+        bottom -= height / 2
+    return None
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+# report.html
+
+
+def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], program: str,
+         runs: Path | None = None) -> str:
+    """The whole page; every value goes through html.escape, and the frame is filled in one pass."""
+    steps = walk(history)
+    facts = _facts(history, runs) if history else []
+    facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "anthropic", "optuna"))))
+    parts = {
+        "title": html.escape(one_line(title, 80)),
+        "headline": html.escape(headline(history)),
+        "facts": "".join(f"<dt>{html.escape(name)}<dd>{html.escape(text)}" for name, text in facts),
+        "chart": chart(steps),
+        "keeps": "".join(f"<tr><td>{number}<td>{gain:+.6f}<td>{mark}<td>{html.escape(text)}"
+                         for number, gain, mark, text in _keeps(history)),
+        "rows": "\n".join(_table(history, {s.row.experiment: s for s in steps if s.own}, diffs)),
+        "program": html.escape(program),
+    }
+    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def chart(steps: Sequence[Step]) -> str:
+    """Inline SVG, one <g class="p"> with a tooltip a row."""
+    width, height, margin = 1000.0, 360.0, (70.0, 990.0, 26.0, 330.0)  # left, right, top, bottom
+    low, high = _range(steps)
+    last = max((step.x for step in steps), default=0) or 1
+
+    def at(x: float, value: float | None) -> tuple[float, float]:
+        share = -0.06 if value is None or value > high else (high - value) / (high - low) * 0.95
+        return (margin[0] + (margin[1] - margin[0]) * x / last,
+                min(margin[2] + (margin[3] - margin[2]) * share + 12, height - 22))
+
+    svg = [f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="val_bpb by experiment">']
+    for i in range(5):
+        value = low + (high - low) * i / 4
+        _, y = at(0, value)
+        svg.append(f'<line class="grid" x1="{margin[0]:g}" x2="{margin[1]:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                   f'<text x="{margin[0] - 8:g}" y="{y + 4:.1f}" text-anchor="end">{value:.4f}</text>')
+    for x in sorted({round(last * i / 5) for i in range(6)}):
+        svg.append(f'<text x="{at(x, None)[0]:.1f}" y="{height - 4:g}" text-anchor="middle">{x}</text>')
+    path = ""
+    for step in steps:
+        if step.after is not None:
+            x, y = at(step.x, step.after)
+            path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}"
+    svg.append(f'<path class="estimate" d="{path}"/>' if path else "")
+    order = {"discard": 0, "repeat": 1, "crash": 2, "keep": 3}
+    svg += [_point(step, *at(step.x, step.row.val_bpb)) for step in sorted(steps, key=lambda s: order[_status(s)])]
+    return "\n".join([*svg, "</svg>"])
+
+
+def _point(step: Step, x: float, y: float) -> str:
+    row, status = step.row, _status(step)
+    shape = {"crash": "M-4-4L4 4M-4 4L4-4", "repeat": "M0-4L4 0L0 4L-4 0Z"}.get(status)
+    drawn = f'<path d="{shape}"/>' if shape else f'<circle r="{5 if status == "keep" else 3}"/>'
+    value = "crash" if row.val_bpb is None else f"{row.val_bpb:.6f}"
+    split = "" if row.split == "val" else f" on {one_line(row.split, 10)}"
+    words = html.escape(f"{row.experiment} {status} {value}{split}: {one_line(row.description, 160)}")
+    return (f'<g class="p {status}" transform="translate({x:.1f} {y:.1f})" data-e="{row.experiment}">{drawn}'
+            f"<title>{words}</title></g>")
+
+
+def _table(history: Sequence[Experiment], own: Mapping[int, Step], diffs: Mapping[int, str]) -> Iterable[str]:
+    """One <tr> an experiment, the newest first, its note and its diff folded under the description."""
+    left = MAX_DIFFS_CHARS
+    for experiment in reversed(history):
+        row, step = experiment.own, own[experiment.number]
+        value = "" if experiment.val_bpb is None else f"{experiment.val_bpb:.6f}"
+        delta = "" if row.val_bpb is None or step.before is None else f"{row.val_bpb - step.before:+.6f}"
+        diff = diffs.get(experiment.number, "")
+        shown = diff[: min(MAX_DIFF_CHARS, max(left, 0))]
+        left -= len(shown)
+        status = row.status if row.status in STATUSES else "other"
+        cells = (value, delta, f'<b class="{status}">{html.escape(row.status)}</b>',
+                 _description(experiment, shown, len(diff) - len(shown)), html.escape(one_line(row.source, 40)),
+                 f"{row.memory_gb:.1f}", f"{row.tokens_m:.1f}", f"{row.total_seconds:.0f}", f"{row.usd:.3f}",
+                 f"{len(experiment.rows) - 1}")
+        yield f'<tr id="e{experiment.number}" data-s="{status}"><td>{experiment.number}<td>' + "<td>".join(cells)
+
+
+def _description(experiment: Experiment, diff: str, n_cut: int) -> str:
+    row = experiment.own
+    text = html.escape(one_line(row.description)) or "(no description)"
+    facts = [("note: ", row.note), ("commit ", row.commit), ("parent ", row.parent), ("at ", row.when)]
+    facts += [(f"again on {r.split}, seed {r.seed}: ", f"{r.val_bpb or r.note}") for r in experiment.rows[1:]]
+    lines = [html.escape(one_line(name + fact)) for name, fact in facts if fact]
+    cut = f"\n... {n_cut} more characters: git show {experiment.commit[:12]}" if n_cut else ""
+    body = f"<pre>{_colored(diff)}{html.escape(cut)}</pre>" if diff or cut else ""
+    return f"<details><summary>{text}</summary><p>{'<br>'.join(lines)}</p>{body}</details>" if lines or body else text
+
+
+def _colored(diff: str) -> str:
+    marks = {"+": "ins", "-": "del"}
+    return "\n".join(f"<{mark}>{html.escape(line)}</{mark}>" if (mark := marks.get(line[:1])) else html.escape(line)
+                     for line in diff.splitlines())

@@ -6,11 +6,9 @@ Does not touch: seeds, integers below 1 (switches and indices), names assigned t
 """
 
 import ast
-import io
 import math
 import random
 import re
-import tokenize
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +24,7 @@ SMALLEST_POWER = 32     # a plain integer counts as a power of two from here on:
 ZERO_FLOOR = 3e-4       # what 0.0 means on a logarithmic scale; a constant that is 0.0 may rise from here ...
 ZERO_CEILING = 0.1      # ... to here: decays, fractions and warm-ups all live below
 ATTEMPTS = 200          # draws before the neighbourhood counts as exhausted
+FIXED = re.compile(rb"[^#\r\n]*#+\s*fixed\b")  # what follows a constant that must stay
 
 
 @dataclass(frozen=True)
@@ -72,21 +71,15 @@ def propose(code: str, history: Sequence[tuple[str, float | None]], seed: int,
 def _find(code: str) -> tuple[Knob, ...]:
     source = code.encode()
     line_starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source))]
-    fixed = _fixed_lines(code)
-    found: dict[str, list[Knob]] = {}
+    found: dict[str, list[Knob | None]] = {}
     for statement in ast.parse(code).body:
         target = _target(statement)
         if target is None:
             continue
         knob = _knob(target, statement.value, source, line_starts)
-        found.setdefault(target, []).append(None if statement.end_lineno in fixed else knob)
+        end = line_starts[statement.end_lineno - 1] + statement.end_col_offset
+        found.setdefault(target, []).append(None if FIXED.match(source, end) else knob)
     return tuple(same[0] for same in found.values() if len(same) == 1 and same[0] is not None)
-
-
-def _fixed_lines(code: str) -> set[int]:
-    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
-    return {token.start[0] for token in tokens
-            if token.type == tokenize.COMMENT and token.string.lstrip("#").strip().startswith("fixed")}
 
 
 def _target(statement: ast.stmt) -> str | None:
@@ -230,7 +223,7 @@ def _values(code: str) -> dict[str, int | float]:
     """Like knobs(), for an earlier train.py that may not even parse: none then."""
     try:
         return knobs(code)
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # ValueError: a null byte, before Python 3.12
         return {}
 
 

@@ -229,6 +229,22 @@ def test_text_from_a_model_is_inert(root: Path) -> None:
     assert git(root, "status", "--porcelain") == ""
 
 
+def test_train_py_is_replaced_whole_and_keeps_its_mode(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        (root / "train.py").chmod(0o600)
+        os.link(root / "train.py", root / "reader")  # whoever has it open reads the old text to its end
+        experiment(store, True)
+    assert (root / "reader").read_text() == START
+    assert (root / "train.py").stat().st_mode & 0o777 == 0o600
+
+
+def test_ctrl_c_reaches_no_git_command(root: Path) -> None:
+    alias = f"alias.group=!{sys.executable} -c 'import os; print(os.getpgrp())'"
+    with open_session(root) as store:
+        assert int(store.here.git("-c", alias, "group")) != os.getpgrp()
+
+
 def test_hooks_and_signing_of_the_user_do_not_run(root: Path) -> None:
     hooks = root / ".git" / "hooks"
     hooks.mkdir(exist_ok=True)
