@@ -613,7 +613,8 @@ def _start_referee() -> tuple[dict, subprocess.Popen]:
             "device": str(_constants()["device"]), "threads": torch.get_num_threads(), "tokens_fd": tokens_write,
             "events_fd": events_read, "buffer_fd": buffer_fd, "buffer_bytes": buffer_bytes}
     referee = subprocess.Popen([sys.executable, "-m", "lab.referee", "--serve", json.dumps(spec)],
-                               cwd=Path(__file__).parent, pass_fds=(tokens_write, events_read, buffer_fd))
+                               cwd=Path(__file__).parent, pass_fds=(tokens_write, events_read, buffer_fd),
+                               env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     os.close(tokens_write)
     os.close(events_read)
     return spec | {"tokens_fd": tokens_read, "events_fd": events_write}, referee

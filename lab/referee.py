@@ -30,7 +30,8 @@ from prepare import ANSWER, FINISH, LOGIT_DTYPES, LOGITS, PARAMS, PULL, REQUEST,
 START_LIMIT_S = 300.0       # imports, model, compile and warm-up, until the first batch is asked for
 SCORE_LIMIT_S = 180.0       # from finish() to the last logits, beside the budget itself: a slow model trains slowly too
 STOP_LIMIT_S = 10.0         # from the last logits to the end of the process
-OVERRUN_S, OVERRUN = 1.0, 0.02  # how late finish() may come: seconds plus a share of the budget, for the last long step
+# How late finish() may come: a little, and two of the trial's own longest steps, bounded; nobody gains by hoarding tokens
+OVERRUN_S, OVERRUN, STEP_OVERRUN_S = 1.0, 0.02, 10.0
 MAX_PULL_ROWS = 1 << 16
 MAX_PROCESSES = 512         # a fork bomb is ended here; compile workers and loaders need a few dozen
 WATCH_EVERY_S = 1.0         # how often processes and memory of the trial are looked at
@@ -159,16 +160,19 @@ def feed(channel: Channel, data: Data, budget_s: float, started_at: float, facts
     to train on afterwards gains nothing.
     """
     rows, next_row = data.split("train"), 0
-    limit_s = budget_s + OVERRUN_S + OVERRUN * budget_s
+    limit_s = (1 + OVERRUN) * budget_s + OVERRUN_S
+    pulled_at, longest_s = None, 0.0
     deadline, why = started_at + START_LIMIT_S, f"asked for no data within {START_LIMIT_S:.0f} s of its start"
     while True:
         operation, count = channel.request(deadline, why)
         now = time.monotonic()
         if operation == PULL and count <= MAX_PULL_ROWS:
             if "clock" not in facts:
-                facts["clock"], deadline = now, now + limit_s
-                why = f"trained past its budget: no finish() within {limit_s:.1f} s"
+                facts["clock"] = now
                 channel.tell("clock", budget_s)
+            longest_s, pulled_at = max(longest_s, now - (pulled_at or now)), now
+            allowed_s = limit_s + min(2 * longest_s, STEP_OVERRUN_S)
+            deadline, why = facts["clock"] + allowed_s, f"trained past its budget: no finish() within {allowed_s:.1f} s"
             spent = (now - facts["clock"]) / budget_s
             if spent >= 1:
                 channel.answer(1.0, None, deadline, why)

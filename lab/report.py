@@ -12,6 +12,7 @@ import os
 import re
 import statistics
 import subprocess
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -259,7 +260,7 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
     axes = figure.add_subplot()
     low, high = _range(steps)
     rim = high + 0.06 * (high - low)
-    room = 0.05 + 0.02 * min(15, sum(e.status == "keep" for e in history))  # for the names below the line
+    room = 0.05 + 0.02 * min(20, sum(e.status == "keep" for e in history))  # for the names below the line
     axes.set_ylim(low - room * (high - low), rim + 0.05 * (high - low))
     last = max((step.x for step in steps), default=0)
     axes.set_xlim(-0.02 * max(last, 5), max(last, 5) * 1.02)
@@ -323,29 +324,45 @@ def _status(step: Step) -> str:
 
 
 def _draw_labels(axes, renderer, steps: Sequence[Step], line: Sequence[tuple[float, float]]) -> None:
-    """Name the keeps in the free space below the step line, each on a thin leader; what does not fit stays unnamed."""
-    pixel = axes.transData.transform
-    corners = [tuple(pixel(corner)) for corner in line]
-    frame = axes.get_window_extent(renderer)
-    keeps = [s for s in steps if s.own and s.row.status == "keep" and s.row.val_bpb is not None]
-    gain = {id(s): (s.before - s.row.val_bpb if s.before is not None else math.inf) for s in keeps}
-    boxes: list[tuple[float, float, float, float]] = []
-    for step in sorted(keeps, key=lambda s: gain[id(s)], reverse=True)[:MAX_LABELS]:
-        text = one_line(step.row.description, 40) or f"experiment {step.row.experiment}"
-        label = axes.text(0, 0, text, fontsize=8, color="#222222", zorder=6, parse_math=False)
-        extent = label.get_window_extent(renderer)
-        x, y = pixel((step.x, step.row.val_bpb))
-        place = _place(x, y, extent.width, extent.height, boxes, corners, frame)
-        if place is None:
+    """Name the keeps in the free space below the step line, on thin leaders: the largest gains, as many as fit."""
+    keeps = [s for s in steps if s.own and s.row.status == "keep" and None not in (s.row.val_bpb, s.before)]
+    keeps = sorted(keeps, key=lambda s: s.before - s.row.val_bpb, reverse=True)[:MAX_LABELS]
+    labels = {s.x: axes.text(0, 0, one_line(s.row.description, 40) or f"experiment {s.row.experiment}", fontsize=8,
+                             color="#222222", zorder=6, parse_math=False) for s in keeps}
+    sizes = {x: (label.get_window_extent(renderer).width, label.get_window_extent(renderer).height)
+             for x, label in labels.items()}
+    corners, frame = [tuple(corner) for corner in axes.transData.transform(line)], axes.get_window_extent(renderer)
+    named: list[Step] = []
+    places: dict[int, tuple[float, float, float, float]] = {}
+    for keep in keeps:
+        more = _places(axes, [*named, keep], sizes, corners, frame)
+        if more is not None:
+            named, places = [*named, keep], more
+    for x, label in labels.items():
+        if x not in places:
             label.remove()
             continue
-        left, bottom = place
-        boxes += [(left - 2, bottom, left + extent.width + 2, bottom + extent.height), (x - 1, bottom, x + 1, y - 6)]
-        unpixel = axes.transData.inverted().transform
-        label.set_position(unpixel((left, bottom)))
+        left, bottom, point_x, point_y = places[x]
+        ends = axes.transData.inverted().transform([(left, bottom), (point_x, point_y - 4), (point_x, bottom + 1)])
+        label.set_position(ends[0])
         label.set_verticalalignment("bottom")
-        ends = unpixel([(x, y - 4), (x, bottom + 1)])
-        axes.plot(ends[:, 0], ends[:, 1], color="#999999", linewidth=0.6, zorder=1)
+        axes.plot(ends[1:, 0], ends[1:, 1], color="#999999", linewidth=0.6, zorder=1)
+
+
+def _places(axes, keeps: Sequence[Step], sizes: Mapping[int, tuple[float, float]],
+            corners: Sequence[tuple[float, float]], frame) -> dict[int, tuple[float, float, float, float]] | None:
+    """Left and bottom of each name and its point, in pixels, by x; None when one of them finds no room."""
+    boxes: list[tuple[float, float, float, float]] = []
+    places = {}
+    for step in sorted(keeps, key=lambda s: s.x, reverse=True):  # from the right: no leader is cut off
+        (x, y), (width, height) = axes.transData.transform((step.x, step.row.val_bpb)), sizes[step.x]
+        place = _place(x, y, width, height, boxes, corners, frame)
+        if place is None:
+            return None
+        left, bottom = place
+        places[step.x] = (left, bottom, x, y)
+        boxes += [(left - 2, bottom, left + width + 2, bottom + height), (x - 1, bottom, x + 1, y - 6)]
+    return places
 
 
 def _place(x: float, y: float, width: float, height: float, boxes: Sequence[tuple[float, float, float, float]],
@@ -358,9 +375,9 @@ def _place(x: float, y: float, width: float, height: float, boxes: Sequence[tupl
             leader = (x - 1, bottom, x + 1, y - 6)
             inside = frame.x0 <= left and left + width <= frame.x1
             if inside and not any(_overlap(part, other) for part in (box, leader) for other in boxes):
-                lowest = min((cy for i, (cx, cy) in enumerate(corners) if cx <= box[2] + 6
-                              and (i + 1 == len(corners) or corners[i + 1][0] >= left)), default=math.inf)
-                if box[3] + 4 < lowest:
+                begin = bisect_right(corners, (left, math.inf)) - 1
+                over = corners[max(begin, 0) : bisect_right(corners, (box[2] + 6, math.inf))]  # the line above the box
+                if box[3] + 4 < min((corner[1] for corner in over), default=math.inf):
                     return left, bottom
         bottom -= height / 2
     return None
@@ -417,7 +434,8 @@ def chart(steps: Sequence[Step]) -> str:
         _, y = at(0, value)
         svg.append(f'<line class="grid" x1="{margin[0]:g}" x2="{margin[1]:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
                    f'<text x="{margin[0] - 8:g}" y="{y + 4:.1f}" text-anchor="end">{value:.4f}</text>')
-    for x in sorted({round(last * i / 5) for i in range(6)}):
+    unit = 10 ** math.floor(math.log10(max(last, 10) / 5))
+    for x in range(0, last + 1, next(unit * k for k in (1, 2, 5, 10) if unit * k * 8 >= last)):
         svg.append(f'<text x="{at(x, None)[0]:.1f}" y="{height - 4:g}" text-anchor="middle">{x}</text>')
     path = ""
     for step in steps:

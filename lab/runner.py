@@ -43,7 +43,8 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     errors = folder / "referee.log"
     with open(errors, "wb") as stderr:
         process = subprocess.Popen([sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+                                   stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+                                   env=os.environ | sandbox.QUIET_THREADS)
     process.stdin.write((json.dumps(spec) + "\n").encode())
     process.stdin.close()
     limit_s = referee.START_LIMIT_S + 2 * budget_s + referee.SCORE_LIMIT_S + referee.STOP_LIMIT_S + BACKSTOP_S

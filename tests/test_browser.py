@@ -1,0 +1,82 @@
+"""report.html in a real browser: headless Chromium opens the file, a script appended to the page plays the reader."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from test_report import CONFIRMED, HOSTILE, NIGHT
+
+from lab import report
+from lab.ledger import experiments, one_line
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium (.ci/run does it)")
+
+WATCH = """<script>window.problems = [];
+window.alert = text => problems.push("alert " + text);
+addEventListener("error", event => problems.push(String(event.message)), true);
+addEventListener("securitypolicyviolation", event => problems.push("policy " + event.blockedURI));</script>"""
+
+READER = """<script>
+const numbers = () => [...document.querySelectorAll("#table tbody tr")].filter(r => !r.hidden).map(r => r.cells[0].textContent);
+const type = text => { filter.value = text; filter.dispatchEvent(new Event("input")); };
+const head = i => document.querySelectorAll("#table th button")[i].click();
+const seen = {points: document.querySelectorAll("#chart .p").length, first: numbers()};
+type("cuda memory"); seen.found = numbers(); seen.shown = document.getElementById("shown").textContent;
+type("no such thing"); seen.none = numbers(); type("");
+status_.value = "keep"; status_.dispatchEvent(new Event("change")); seen.kept = numbers();
+status_.value = ""; status_.dispatchEvent(new Event("change"));
+head(1); seen.rising = numbers(); head(1); seen.falling = numbers(); head(0); seen.inOrder = numbers();
+const point = document.querySelector("#chart .p.crash");
+point.dispatchEvent(new PointerEvent("pointerover", {bubbles: true})); seen.tip = tip.textContent;
+seen.tipShown = getComputedStyle(tip).display;
+point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.marked = document.querySelector("tr.on").id;
+seen.folded = document.querySelectorAll("#table details pre").length;
+seen.images = document.images.length; seen.scripts = document.scripts.length;
+seen.requests = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
+seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+seen.paper = getComputedStyle(document.body).backgroundColor;
+const out = document.createElement("pre"); out.id = "seen";
+setTimeout(() => { seen.problems = problems; out.textContent = JSON.stringify(seen); document.body.append(out); }, 300);
+</script>"""
+
+
+def browse(tmp_path, text: str, *options: str) -> tuple[dict, str]:
+    """(what the script saw, the console) of the page."""
+    page = tmp_path / "report.html"
+    page.write_text(text.replace("<title>", WATCH + "<title>", 1).replace("</body>", READER + "</body>"), "utf-8")
+    done = subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                           f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+                           "--virtual-time-budget=3000", "--dump-dom", *options, page.as_uri()],
+                          capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
+    assert found, done.stderr[-2000:]
+    unescaped = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return json.loads(unescaped), "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
+
+
+@pytest.mark.parametrize("size", ["1280,900", "390,844"])
+def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
+    rows = [*NIGHT, *CONFIRMED]
+    rows[3] = type(rows[3])(**{**vars(rows[3]), "description": HOSTILE, "note": HOSTILE, "source": HOSTILE})
+    text = report.page(experiments(rows), HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE}, HOSTILE)
+    seen, console = browse(tmp_path, text, f"--window-size={size}")
+    assert seen["problems"] == [] and console == "" and seen["requests"] == []
+    assert seen["points"] == len(rows)
+    assert seen["first"] == ["4", "3", "2", "1", "0"] and seen["inOrder"] == ["0", "1", "2", "3", "4"]
+    assert seen["found"] == ["2"] and seen["shown"] == "1 of 5" and seen["none"] == []
+    assert seen["kept"] == ["4", "1", "0"]
+    assert seen["rising"] == ["4", "1", "3", "0", "2"] and seen["falling"] == ["0", "3", "1", "4", "2"]
+    assert seen["tip"] == "2 crash crash: idea 2" and seen["tipShown"] == "block" and seen["marked"] == "e2"
+    assert seen["folded"] == 2 and seen["images"] == 0 and seen["scripts"] == 3  # the page's own and two of this test
+    assert seen["wide"] <= 0  # nothing to scroll sideways but the table in its frame
+    assert one_line(HOSTILE)[:40] in json.dumps(text) or HOSTILE not in text
+
+
+def test_dark_and_light(tmp_path):
+    text = report.page(experiments(NIGHT), "t", {}, "")
+    light, _ = browse(tmp_path / "." , text)
+    dark, _ = browse(tmp_path, text, "--blink-settings=preferredColorScheme=0")
+    assert light["paper"] == "rgb(255, 255, 255)" and dark["paper"] == "rgb(20, 22, 26)"
