@@ -30,7 +30,7 @@ from prepare import ANSWER, FINISH, LOGIT_DTYPES, LOGITS, PARAMS, PULL, REQUEST,
 START_LIMIT_S = 300.0       # imports, model, compile and warm-up, until the first batch is asked for
 SCORE_LIMIT_S = 180.0       # from finish() to the last logits, beside the budget itself: a slow model trains slowly too
 STOP_LIMIT_S = 10.0         # from the last logits to the end of the process
-# How late finish() may come: a little, and two of the trial's own longest steps, bounded; nobody gains by hoarding tokens
+# How late finish() may come: a little and two of the trial's own longest steps, bounded: hoarding tokens buys nothing
 OVERRUN_S, OVERRUN, STEP_OVERRUN_S = 1.0, 0.02, 10.0
 MAX_PULL_ROWS = 1 << 16
 MAX_PROCESSES = 512         # a fork bomb is ended here; compile workers and loaders need a few dozen

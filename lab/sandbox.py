@@ -61,9 +61,10 @@ def level() -> str:
 def environment(folder: str, cache: str) -> dict[str, str]:
     """A trial's whole environment: a list of what is allowed, no key among it."""
     allowed = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return allowed | QUIET_THREADS | {"HOME": folder, "TMPDIR": folder, "USER": "trial", "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0",
-                      "PYTHONDONTWRITEBYTECODE": "1", "TORCHINDUCTOR_CACHE_DIR": cache,
-                      "TRITON_CACHE_DIR": f"{cache}/triton", "CUDA_CACHE_PATH": f"{cache}/cuda"}
+    return allowed | QUIET_THREADS | {
+        "HOME": folder, "TMPDIR": folder, "USER": "trial", "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1", "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton",
+        "CUDA_CACHE_PATH": f"{cache}/cuda"}
 
 
 def _restrict(readable: list[str], writable: list[str], version: int) -> None:

@@ -72,8 +72,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def start_agent(checkout: Path, *arguments: str, **changes: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "agent.py", *arguments], cwd=checkout, env=environment(**changes), text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "agent.py", *arguments], cwd=checkout, env=environment(**changes),
+                            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run_agent(checkout: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
