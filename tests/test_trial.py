@@ -17,7 +17,8 @@ BODY = TRAIN[TRAIN.index("    torch.manual"):TRAIN.index("\n\nif __name__")]
 @pytest.fixture
 def run(corpus, tmp_path):
     def run(code, budget_s=0.3, split="val", seed=1, **options):
-        return runner.run(code, data=corpus, seed=seed, budget_s=budget_s, folder=tmp_path / "runs", split=split, **options)
+        return runner.run(code, data=corpus, seed=seed, budget_s=budget_s, folder=tmp_path / "runs", split=split,
+                          **options)
 
     return run
 
