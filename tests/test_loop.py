@@ -62,7 +62,7 @@ def test_model_session_keeps_the_better_discards_the_worse_and_logs_the_crash(ch
     rows = rows_of(checkout)
     assert [(row.status, row.description) for row in rows] == [
         ("keep", "baseline"), ("keep", "faster"), ("discard", "slower"), ("crash", "broken")]
-    assert rows[1].val_bpb < rows[0].val_bpb < rows[2].val_bpb and rows[3].val_bpb is None
+    assert rows[1].val_bpb < min(rows[0].val_bpb, rows[2].val_bpb) and rows[3].val_bpb is None
     assert "RuntimeError: out of ideas" in rows[3].note
     assert "LEARNING_RATE = 100.0 " in (checkout / "train.py").read_text()
     assert rows[1].source == "claude-opus-5-5" and rows[1].usd > 0
