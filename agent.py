@@ -605,12 +605,20 @@ def compile_train() -> None:
         raise SetupError(f"train.py cannot be the baseline: {one_line(str(error))} Mend it and commit.") from None
 
 
+def limits_text(options: argparse.Namespace) -> str:
+    """When it will stop by itself."""
+    words = {"experiments": "after {:g} experiments", "hours": "after {:g} hours", "max_usd": "at ${:g}"}
+    given = [text.format(getattr(options, name)) for name, text in words.items() if getattr(options, name) is not None]
+    return "stops " + (" or ".join(given) if given else "when you press Ctrl-C")
+
+
 def work(options: argparse.Namespace) -> int:
     """`research` and `confirm`: open the session, do it, leave the branch closed."""
     stop = Stop()
     with Display("autoresearch") as display:
         loop = open_session(options, display, stop)
         display.start(loop.history)
+        display.limits(limits_text(options))
         stop.listen()
         try:
             if options.word == "research":

@@ -1,0 +1,171 @@
+"""The terminal: every width, hostile text, plain lines."""
+
+import io
+import re
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from lab.display import SHOWN, Display, pack, standing
+from lab.ledger import Row, experiments
+
+HOSTILE = "[red]bold[/red] [link=file:///]x[/link] \x1b[31m\x1b]0;title\x07 \r\nsecond\tline \u202e 漢字 😀 [/nope]"
+
+
+def row(number: int, val_bpb: float | None, status: str, description: str = "", **more) -> Row:
+    return Row(f"{number:07x}", val_bpb, 44.0, status, description or f"idea {number}", number, source="some-model",
+               total_seconds=310.4, usd=0.25, **more)
+
+
+ROWS = [row(0, 1.0, "keep"), row(1, 0.99, "keep"), row(2, None, "crash", note="CUDA out of memory"),
+        row(3, 0.995, "discard"), row(1, 0.994, "repeat")]
+
+
+def running(rows=ROWS, description: str = "idea 9") -> Display:
+    display = Display("autoresearch/nov23", plain=False)
+    display.start(experiments(rows))
+    display.limits("stops after 8 hours, about 06:12")
+    display.researcher("some-model drafts the next proposal")
+    display.experiment_started(9, description, "some-model", 300)
+    display.event("start", 1234)
+    display.event("clock", 300.0)
+    display.event("line", "step 120 | 34% | loss 3.2101 | 41000 tok/s")
+    return display
+
+
+def screen(display: Display, width: int, terminal: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
+    console.print(display.render(width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+@pytest.mark.parametrize("n_rows", [0, 1, len(ROWS)])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_line_is_wider_than_the_window_and_nothing_wraps(width, n_rows, terminal):
+    text = screen(running(ROWS[:n_rows], HOSTILE * 3), width, terminal)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert "━" * width in lines and any(line.startswith("training 0 of 300 s"[:width - 1]) for line in lines)
+    assert all(cell_len(line) <= width for line in lines)
+    assert len([line for line in lines if "bold" in line]) <= 1
+    assert len(lines) <= 16 + SHOWN
+
+
+def test_shows_what_runs_and_what_stands():
+    text = screen(running(), 200)
+    for fact in ("autoresearch/nov23", "incumbent #1 0.992000", "-0.008000 since the baseline", "noise 0.002828",
+                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s", "$1.25 spent",
+                 "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "310"):
+        assert fact in text, fact
+
+
+def test_narrow_windows_keep_the_figures():
+    text = screen(running(), 40)
+    for fact in ("incumbent #1 0.992000", "-0.008000 since the baseline", "loss 3.2101", "$1.25 spent", "0.995000"):
+        assert fact in text, fact
+
+
+def test_loss_is_shown_beside_the_incumbents_at_the_same_second(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    display = Display("t", plain=False)
+    display.start([])
+
+    def trial(number: int, losses: dict[int, float]) -> None:
+        display.experiment_started(number, "x", "y", 300)
+        display.event("clock", 300)
+        begun = now[0]
+        for second, loss in losses.items():
+            now[0] = begun + second
+            display.event("line", f"step 1 | loss {loss:.4f}")
+
+    trial(0, {10: 5.0, 20: 4.0, 30: 3.0})
+    display.experiment_ended(ROWS[0], experiments(ROWS[:1]))
+    trial(1, {22: 3.5})
+    assert display.rival() == " (incumbent then 4.0000)"
+    assert "loss 3.5000 (incumbent then 4.0000)" in screen(display, 120)
+    display.experiment_ended(row(1, 1.1, "discard"), experiments([ROWS[0], row(1, 1.1, "discard")]))
+    trial(2, {35: 3.3})
+    assert display.rival() == " (incumbent then 3.0000)" and set(display.curves) == {0, 2}
+
+
+def test_rates_count_trials_and_budgets(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    display = Display("t", plain=True)
+    display.start([])
+    display.experiment_started(0, "x", "y", 300)
+    display.event("clock", 300)
+    now[0] = 300.0
+    display.event("score", 299.9)
+    now[0] = 360.0
+    display.experiment_ended(ROWS[0], experiments(ROWS[:1]))
+    assert display.pace()[:3] == ["10.0 trials an hour", "83 % of the time training", "$0.25 spent"]
+
+
+def test_hostile_text_is_inert():
+    display = running([row(0, 1.0, "keep", HOSTILE), row(1, None, HOSTILE, HOSTILE)], HOSTILE)
+    display.researcher(HOSTILE)
+    display.limits(HOSTILE)
+    display.event("line", HOSTILE + " loss 9e999 loss 99999999999999999999999 tok/s \x1b[2J")
+    text = screen(display, 200, terminal=True)
+    assert "[red]bold[/red]" in text and "[/nope]" in text
+    without_styles = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert "\x1b" not in without_styles and "\x07" not in text and "\u202e" not in text and "\r" not in text
+    assert "]8;" not in text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=80), st.integers(10, 220))
+def test_any_text_at_any_width(text, width):
+    display = running([row(0, 1.0, "keep", text)], text)
+    display.event("line", text)
+    assert all(cell_len(line) <= width for line in screen(display, width).splitlines())
+
+
+def test_plain_lines_one_a_change_of_state(capsys):
+    with Display("t", plain=True) as display:
+        display.start([])
+        display.say("no CUDA GPU: the small CPU profile")
+        for number in range(4):
+            display.experiment_started(number, HOSTILE, "tuner", 300)
+            for kind, value in (("start", 1), ("clock", 300), ("line", "loss 3.2"), ("tick", None), ("score", 300)):
+                display.event(kind, value)
+            display.experiment_ended(ROWS[number], experiments(ROWS[: number + 1]))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and not any("\x1b" in line or "\r" in line for line in lines)
+    assert lines[2] == "#0 keep 1.000000 in 310 s; incumbent #0 1.000000, noise not measured yet"
+    assert lines[6].startswith("#2 crash in 310 s; incumbent #1 0.990000, -0.010000 since the baseline")
+    assert lines[6].endswith("CUDA out of memory")
+
+
+def test_without_a_terminal_lines_are_plain(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert Display("t").plain
+
+
+def test_live_starts_and_stops_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with Display("autoresearch") as display:
+        display.start(experiments(ROWS))
+        display.say("[bold]a line that stays[/bold]")
+        display.experiment_started(5, "idea 5", "tuner", 300)
+    assert "[bold]a line that stays[/bold]" in out.getvalue() and "idea 5" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_standing_and_pack():
+    assert standing([]) == "no incumbent yet"
+    assert standing(experiments([ROWS[2]])) == "no incumbent yet"
+    assert pack(["a" * 8, "", "b" * 8, "c" * 30], 20) == ["aaaaaaaa, bbbbbbbb", "c" * 30]
