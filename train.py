@@ -49,7 +49,7 @@ MLP_RATIO = 4             # hidden units of an MLP for each channel
 LONG_EVERY = 5            # layers: every 5th sees the whole row (SSSSL), and the last one always does
 SHORT_WINDOW = 8          # the others see T / 8 tokens back; the long ones are where distance pays
 VALUE_EVERY = 2           # layers: every 2nd, counted from the last, has a value embedding
-GATE_CHANNELS = 32        # channels of the input that open the gate of a value embedding
+GATE_CHANNELS = 32        # channels of the input, at most all, that open the gate of a value embedding
 ROPE_BASE = 200_000.0     # longest wavelength of the rotary positions, in tokens / 2 pi
 QK_SCALE = 1.15           # on q and k after their norm: sharper attention than unit vectors give
 SOFTCAP = 15.0            # logits stay within +-15 by a tanh
@@ -180,7 +180,7 @@ class Attention(nn.Module):
         self.n_heads, self.window, self.flash = size.width // size.head_width, window, flash
         self.qkv = nn.Parameter(torch.empty(3, size.width, size.width))  # three matrices to Muon
         self.out = Linear(size.width, size.width, bias=False)
-        self.gate = Linear(GATE_CHANNELS, self.n_heads, bias=False) if has_value_embedding else None
+        self.gate = Linear(min(GATE_CHANNELS, size.width), self.n_heads, bias=False) if has_value_embedding else None
         mask = None if flash or window >= MAX_SEQ_LEN - 1 else window_mask(MAX_SEQ_LEN, window)
         self.register_buffer("mask", mask, persistent=False)
 
@@ -190,7 +190,7 @@ class Attention(nn.Module):
         q, k = (norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE).unbind(2)  # (B, T, H, D) each
         v = qkv[:, :, 2]
         if self.gate is not None:
-            gate = 2 * torch.sigmoid(self.gate(x[..., :GATE_CHANNELS]))  # (B, T, H); 1 at the start
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, H); 1 at the start
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         y = attend_varlen(q, k, v, self.window) if self.flash else attend_sdpa(q, k, v, self.mask)
         return self.out(y.reshape(B, T, C))
