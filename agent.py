@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,8 +51,15 @@ def next_step(history: Sequence[Experiment], tuner_share: float) -> str:
         return "baseline"
     if misses(history) >= REPEAT_AFTER * len([row for row in best.rows if row.split == "val"]):
         return "repeat"
-    ideas = len(history) - 1
-    return "tuner" if int((ideas + 1) * tuner_share) > int(ideas * tuner_share) else "llm"
+    return "tuner" if tuner_credit(history, tuner_share) >= 1 else "llm"
+
+
+def tuner_credit(history: Sequence[Experiment], tuner_share: float) -> float:
+    """Turns of its share that the tuner has not taken, the next one counted; -1 at least, when it took some ahead."""
+    credit = tuner_share
+    for experiment in history[1:]:
+        credit = min(2.0, max(-1.0, credit - (experiment.own.source == "tuner"))) + tuner_share
+    return credit
 
 
 def misses(history: Sequence[Experiment]) -> int:
@@ -139,8 +146,7 @@ class Loop:
         self.spent_out = False                      # what is left of --max-usd pays for no further call
         self.llm_back_at, self.llm_failures = 0.0, 0
         self.drafter = ThreadPoolExecutor(1)
-        self.draft: Future[Draft] | None = None
-        self.drafted_on = ""                        # the incumbent's code that the draft was made for
+        self.drafts: deque[tuple[Future[Draft], str]] = deque()  # each with the incumbent's code it was made for
         self.program = ""                           # program.md as it stood at the last row
         self.running = ""                           # description of the experiment under way
         self.ideas = read_ideas(self.runs / "unapplied.jsonl")
@@ -211,9 +217,6 @@ class Loop:
         self.running = proposal.description
         self.draft_ahead()
         trial = self.trial(proposal.code, next_seed(None, number), number, "val")
-        if trial and trial.crashed and self.may_repair(proposal, trial) and (mended := self.mend(proposal, trial)):
-            proposal, commit = mended, self.save(number, mended)
-            trial = self.trial(proposal.code, next_seed(None, number), number, "val")
         if trial is None:
             return
         saved = code_lines(self.store.code(best.number)) - code_lines(proposal.code) if best else 0
@@ -231,6 +234,8 @@ class Loop:
         elif number == 0:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{self.store.tag}/); mend train.py, "
                              f"commit it and start again with --tag {self.store.tag}-2")
+        elif verdict == "crash" and self.may_mend(proposal, trial):
+            self.mend_ahead(proposal, trial)
         self.show()
 
     def save(self, number: int, proposal: Proposal) -> str:
@@ -331,12 +336,12 @@ class Loop:
         """The draft made while the last trial ran, re-applied when the incumbent has changed; None if there is none."""
         for _ in range(2):
             self.draft_ahead()
-            draft = self.await_draft()
+            draft, drafted_on = self.await_draft()
             if draft is None:
                 return None
             code = self.store.code(self.best.number)
             try:
-                if code != self.drafted_on or edits.fingerprint(draft.proposal.code) in self.tried:
+                if code != drafted_on or edits.fingerprint(draft.proposal.code) in self.tried:
                     draft = reapply(draft, code, self.tried)
                 return draft.proposal
             except edits.ProposalError as error:  # it no longer applies: ask once more
@@ -346,30 +351,57 @@ class Loop:
 
     def draft_ahead(self) -> None:
         """Have the next proposal made in the background, against the incumbent as it is now."""
-        last = self.options.experiments is not None and self.new + (self.running != "") >= self.options.experiments
-        if (self.researcher is None or self.draft or self.best is None or self.stop.asked.is_set() or last
-                or time.monotonic() < self.llm_back_at or self.left_usd() <= 0):
+        if self.drafts or self.best is None or not self.may_ask():
             return
-        self.drafted_on = self.store.code(self.best.number)
         self.display.researcher(f"{self.options.model} drafts the next proposal")
         now, tried, limit_usd = self.situation(), frozenset(self.tried), self.left_usd()
-        self.draft = self.drafter.submit(
-            lambda: self.researcher.propose(build_prompt(now), tried, self.stop.asked, limit_usd))
+        self.drafts.append((self.drafter.submit(
+            lambda: self.researcher.propose(build_prompt(now), tried, self.stop.asked, limit_usd)), now.code))
+
+    def may_mend(self, proposal: Proposal, trial: Trial) -> bool:
+        """A first crash within the first minute, of a model that can be asked."""
+        return (proposal.source not in ("tuner", "baseline") and trial.total_seconds < 60
+                and not proposal.note.startswith("mended") and self.may_ask())
+
+    def mend_ahead(self, proposal: Proposal, trial: Trial) -> None:
+        """Have a crash mended in the background, by one call with what it printed: an experiment like any other."""
+        now, tried, limit_usd = self.situation(), frozenset(self.tried), self.left_usd()
+
+        def mend() -> Draft:
+            draft = self.researcher.repair(build_prompt(now), proposal.code, trial.log, tried, self.stop.asked,
+                                           limit_usd)
+            note = "; ".join(filter(None, (f"mended after: {trial.reason}", draft.proposal.note)))
+            return replace(draft, proposal=replace(draft.proposal, note=note))
+
+        self.drafts.append((self.drafter.submit(mend), now.code))
+
+    def may_ask(self) -> bool:
+        """Whether one more proposal of the model is wanted and allowed."""
+        last = self.options.experiments is not None and self.new + (self.running != "") >= self.options.experiments
+        return not (self.researcher is None or last or self.stop.asked.is_set() or time.monotonic() < self.llm_back_at
+                    or self.left_usd() <= 0)
 
     def left_usd(self) -> float:
         limit = self.options.max_usd
         return float("inf") if limit is None else limit - self.spent_usd
 
-    def await_draft(self) -> Draft | None:
-        """The draft under way; None when it failed, is late or may not be waited for. What failed is remembered."""
-        until = time.monotonic() + PATIENCE_S
-        while not self.draft.done() and time.monotonic() < until and not self.stop.asked.is_set():
+    def await_draft(self) -> tuple[Draft | None, str]:
+        """The oldest draft and the code it was made for; None when it failed or is late. What failed is remembered.
+
+        Nobody waits for the model while the tuner has turns of its share left, or can take the next one ahead.
+        """
+        if not self.drafts:
+            return None, ""
+        draft, drafted_on = self.drafts[0]
+        ahead = self.options.tuner_share > 0 and tuner_credit(self.history, self.options.tuner_share) > 0
+        until = time.monotonic() + (0 if ahead else PATIENCE_S)
+        while not draft.done() and time.monotonic() < until and not self.stop.asked.is_set():
             self.display.event("tick", None)
             time.sleep(0.05)
-        if not self.draft.done():
+        if not draft.done():
             self.display.say("the model has not answered yet: the tuner takes this turn")
-            return None
-        draft, self.draft = self.draft, None
+            return None, ""
+        self.drafts.popleft()
         try:
             answer = draft.result()
         except edits.ProposalError as error:
@@ -378,8 +410,8 @@ class Loop:
             self.without_model(error)
         else:
             self.llm_failures = 0
-            return answer
-        return None
+            return answer, drafted_on
+        return None, ""
 
     def unapplied(self, description: str, error: edits.ProposalError) -> None:
         """Remember an idea that never ran, so that it is not proposed again, and what it cost."""
@@ -407,28 +439,6 @@ class Loop:
         self.llm_failures += 1
         self.llm_back_at = time.monotonic() + wait_s
         self.display.say(f"{error}; the tuner works, the model is asked again in {wait_s:.0f} s")
-
-    def may_repair(self, proposal: Proposal, trial: Trial) -> bool:
-        """A crash within the first minute, by a model that can be asked."""
-        return bool(self.researcher and proposal.source not in ("tuner", "baseline") and trial.total_seconds < 60
-                    and not self.stop.asked.is_set() and time.monotonic() >= self.llm_back_at)
-
-    def mend(self, proposal: Proposal, trial: Trial) -> Proposal | None:
-        """One call with the traceback; None when it brings nothing, and the crash stands."""
-        self.display.researcher("mending a crash")
-        if self.draft:  # one call at a time: the draft comes first
-            wait([self.draft])
-        mending = self.drafter.submit(self.researcher.repair, build_prompt(self.situation()), proposal.code, trial.log,
-                                      frozenset(self.tried), self.stop.asked, self.left_usd())
-        try:
-            mended = mending.result().proposal
-        except edits.ProposalError as error:
-            self.unapplied(proposal.description, error)
-        except Unavailable as error:
-            self.without_model(error)
-        else:
-            return replace(mended, usd=proposal.usd + mended.usd, note=f"mended after: {trial.reason}")
-        return None
 
     def situation(self) -> Situation:
         """All that a proposal may depend on, as it stands now."""
