@@ -1,22 +1,34 @@
 """What each part of train.py gives: every part switched off in a copy, at equal time, over several seeds.
 
-    python tests/bench/ablation.py --budget 60 --seeds 3 [--data builtin] [--only NAME ...]
+    python tests/bench/ablation.py [--steps 750] [--seeds 3] [--workers 2] [--only NAME ...]
 
-Prints part, val_bpb without it, delta (positive: the part pays) and its standard error. Seeds are the outer loop, so
-that a machine that slows down slows all parts alike. Runs parts x seeds x (budget + some seconds): for an idle machine.
+Prints part, time of a step without it, val_bpb without it, delta (positive: the part pays) and its standard error.
+Equal time without a clock: a copy whose step takes 0.9 of the time gets 1/0.9 of the steps. Step times are taken in
+turns and their smallest counts, so a busy machine makes the table late, not wrong. One thread a worker; builtin corpus.
+750 steps are what a minute of two idle cores trains.
 """
 
 import argparse
+import math
+import os
 import statistics
 import sys
-import tempfile
+import time
+import types
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lab import runner  # noqa: E402
-from prepare import Data, open_data  # noqa: E402
+from prepare import Batch, Data, open_data  # noqa: E402
+
+ROWS = 4             # of a step: the CPU's 1024 tokens
+EVAL_ROWS = 256
 
 FULL = "everything"
 PARTS: dict[str, list[tuple[str, str]]] = {  # part: replacements that switch it off; a knob is (NAME, value)
@@ -63,38 +75,93 @@ def without(code: str, replacements: list[tuple[str, str]]) -> str:
     return code
 
 
-def measure(code: str, data: Data, budget_s: float, seed: int) -> float | None:
-    with tempfile.TemporaryDirectory() as folder:
-        trial = runner.run(code, data=data, seed=seed, budget_s=budget_s, folder=Path(folder) / "trial")
-    if trial.crashed:
-        print(f"    crash: {trial.reason}")
-    return trial.val_bpb
+def load(code: str) -> types.ModuleType:
+    """A copy of train.py as a module."""
+    module = types.ModuleType("ablated")
+    sys.modules["ablated"] = module  # dataclasses look their module up
+    exec(compile(code, "ablated", "exec"), vars(module))
+    module.PRINT_EVERY_S = math.inf
+    return module
+
+
+def batches(data: Data, start: int, steps: int) -> Iterator[Batch]:
+    """Rows of the training split from `start` on, with the progress of a run of so many steps."""
+    rows = data.split("train")
+    for step in range(steps):
+        at = (start + ROWS * step) % (len(rows) - ROWS)
+        tokens = torch.from_numpy(rows[at : at + ROWS].astype("int64"))
+        yield Batch(tokens[:, :-1], tokens[:, 1:], step / steps)
+
+
+def train(module: types.ModuleType, data: Data, seed: int, steps: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = module.GPT(module.SIZES["cpu"], data.vocab_size, torch.float32, flash=False).eval()
+    module.stream = lambda rows, seq_len: batches(data, seed * 10_000, steps)
+    module.train(model, module.Optimizer(model, compiled=False), ROWS, 1)
+    return model
+
+
+def step_times(copies: dict[str, str], data: Data, turns: int = 4, steps: int = 12) -> dict[str, float]:
+    """Seconds a step of each copy: the least of several turns."""
+    torch.set_num_threads(1)
+    least = dict.fromkeys(copies, math.inf)
+    for _ in range(turns):
+        for part, code in copies.items():
+            module = load(code)
+            train(module, data, 0, 2)
+            began = time.perf_counter()
+            train(module, data, 0, steps)
+            least[part] = min(least[part], (time.perf_counter() - began) / steps)
+    return least
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, data: Data) -> float:
+    """Bits per byte over the first rows of the validation split."""
+    tokens = torch.from_numpy(data.split("val")[:EVAL_ROWS].astype("int64"))
+    nats = sum(model(part[:, :-1], part[:, 1:]).item() * part[:, 1:].numel() for part in tokens.split(ROWS))
+    return nats / math.log(2) / float(data.token_bytes()[tokens[:, 1:].numpy()].sum())
+
+
+def measure(code: str, data: Data, seed: int, steps: int) -> float | None:
+    """val_bpb of one run; None when it did not survive."""
+    torch.set_num_threads(1)
+    try:
+        value = score(train(load(code), data, seed, steps), data)
+    except SystemExit:  # its loss was not finite
+        return None
+    return value if math.isfinite(value) else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, default=60, help="seconds a trial")
+    parser.add_argument("--steps", type=int, default=750, help="of the whole train.py")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--data", default="builtin")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=PARTS, help="these parts alone")
     options = parser.parse_args()
-    data, code = open_data(options.data), (ROOT / "train.py").read_text()
+    os.environ["AUTORESEARCH_DATA"] = "builtin"
+    data, code = open_data("builtin"), (ROOT / "train.py").read_text()
     copies = {part: without(code, PARTS[part]) for part in PARTS if part in (options.only or PARTS) or part == FULL}
+    times = step_times(copies, data)
+    jobs = [(part, seed) for seed in range(options.seeds) for part in copies]
     results: dict[str, list[float | None]] = {part: [] for part in copies}
-    for seed in range(options.seeds):
-        for part, copy in copies.items():
-            results[part].append(measure(copy, data, options.budget, seed))
-            print(f"  seed {seed}, without {part}: {results[part][-1]}", flush=True)
-    print(f"\n{'part':34}{'without it':>12}{'delta':>10}{'+-':>8}  n")
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        steps = {part: round(options.steps * times[FULL] / times[part]) for part in copies}
+        futures = [pool.submit(measure, copies[part], data, seed, steps[part]) for part, seed in jobs]
+        for (part, seed), future in zip(jobs, futures, strict=True):
+            results[part].append(future.result())
+            print(f"  seed {seed}, {part}: {results[part][-1]}", flush=True)
+    print(f"\n{'without':34}{'step':>6}{'val_bpb':>10}{'delta':>10}{'+-':>8}  n")
     for part, values in results.items():
         pairs = [(v, full) for v, full in zip(values, results[FULL], strict=True) if v and full]
         if not pairs:
-            print(f"{part:34}{'crash':>12}")
+            print(f"{part:34}{times[part] / times[FULL]:6.2f}{'diverged':>10}")
             continue
         deltas = [v - full for v, full in pairs]
-        error = statistics.stdev(deltas) / len(deltas) ** 0.5 if len(deltas) > 1 else float("nan")
-        print(f"{part:34}{statistics.mean(v for v, _ in pairs):12.4f}{statistics.mean(deltas):+10.4f}{error:8.4f}"
-              f"  {len(deltas)}")
+        error = statistics.stdev(deltas) / len(deltas) ** 0.5 if len(deltas) > 1 else math.nan
+        print(f"{part:34}{times[part] / times[FULL]:6.2f}{statistics.mean(v for v, _ in pairs):10.4f}"
+              f"{statistics.mean(deltas):+10.4f}{error:8.4f}  {len(deltas)}")
 
 
 if __name__ == "__main__":
