@@ -179,10 +179,21 @@ def test_muon_steps_as_far_as_its_lr_and_decays_cautiously():
     assert torch.equal(shrunk, (step * weight > 0) & ((0.005 * weight).abs() > 1e-7))
 
 
+def test_adamw_equals_the_one_of_torch():
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
+    state = torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(())
+    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3, betas=(0.8, train.ADAM_BETA2), eps=1e-10)
+    for _ in range(4):
+        ours.grad = theirs.grad = torch.randn(3, 4)
+        train.adamw(ours, *state, 0.1, 0.3, 0.8)
+        reference.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 def state_of(model: nn.Module, optimizer: train.Optimizer) -> list[torch.Tensor]:
-    muon = [tensor.clone() for pair in optimizer.muon.state.values() for tensor in pair]
-    adam = [value.clone() for state in optimizer.adam.state.values() for value in state.values()]
-    return [p.detach().clone() for p in model.parameters()] + muon + adam + [torch.get_rng_state()]
+    states = (*optimizer.muon.state.values(), *optimizer.state.values())
+    return [p.detach().clone() for p in model.parameters()] + [
+        tensor.clone() for tensors in states for tensor in tensors] + [torch.get_rng_state()]
 
 
 def test_warm_up_leaves_no_trace():
@@ -290,7 +301,7 @@ def test_progress_lines_end_with_a_newline_and_are_rare(monkeypatch, capsys):
 
 
 def test_importing_trains_nothing(tmp_path):
-    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef, ast.ClassDef)
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef, ast.ClassDef, ast.If)
     *body, last = ast.parse(SOURCE).body
     assert all(isinstance(node, allowed) for node in body[1:]) and ast.unparse(last.test) == "__name__ == '__main__'"
     environment = os.environ | {"AUTORESEARCH_CACHE": str(tmp_path), "AUTORESEARCH_DATA": "builtin"}
