@@ -2,9 +2,10 @@
 
     python tests/bench/ablation.py [--steps 750] [--seeds 3] [--workers 2] [--only NAME ...]
 
-Prints part, time of a step without it, val_bpb without it, delta (positive: the part pays) and its standard error.
-Equal time without a clock: a copy whose step takes 0.9 of the time gets 1/0.9 of the steps. Step times are taken in
-turns and their smallest counts, so a busy machine makes the table late, not wrong. One thread a worker; builtin corpus.
+Prints part, cost of a step without it, val_bpb without it, delta (positive: the part pays) and its standard error.
+Equal time without a clock: a copy whose step takes 0.9 of the time gets 1/0.9 of the steps. Steps are timed in turns,
+beside those of the whole train.py, so a busy machine makes the table late, not wrong. One thread a worker; builtin
+corpus.
 750 steps are what a minute of two idle cores trains.
 """
 
@@ -101,18 +102,25 @@ def train(module: types.ModuleType, data: Data, seed: int, steps: int) -> torch.
     return model
 
 
-def step_times(copies: dict[str, str], data: Data, turns: int = 4, steps: int = 12) -> dict[str, float]:
-    """Seconds a step of each copy: the least of several turns."""
+def step_costs(copies: dict[str, str], data: Data, turns: int = 9, steps: int = 6) -> dict[str, float]:
+    """Processor time of a step of each copy, of that of the whole train.py beside it: the median of several turns.
+
+    A copy that differs in the value of a knob computes the same: 1.
+    """
     torch.set_num_threads(1)
-    least = dict.fromkeys(copies, math.inf)
-    for _ in range(turns):
-        for part, code in copies.items():
-            module = load(code)
-            train(module, data, 0, 2)
-            began = time.perf_counter()
-            train(module, data, 0, steps)
-            least[part] = min(least[part], (time.perf_counter() - began) / steps)
-    return least
+
+    def cost(code: str) -> float:
+        module = load(code)
+        train(module, data, 0, 2)
+        began = time.process_time()
+        train(module, data, 0, steps)
+        return time.process_time() - began
+
+    knobs = [part for part in copies if all(old.isidentifier() for old, _ in PARTS[part])]
+    costs = dict.fromkeys(knobs, 1.0)
+    for part in copies.keys() - costs.keys():
+        costs[part] = statistics.median(cost(copies[part]) / cost(copies[FULL]) for _ in range(turns))
+    return costs
 
 
 @torch.no_grad()
@@ -143,11 +151,11 @@ def main() -> None:
     os.environ["AUTORESEARCH_DATA"] = "builtin"
     data, code = open_data("builtin"), (ROOT / "train.py").read_text()
     copies = {part: without(code, PARTS[part]) for part in PARTS if part in (options.only or PARTS) or part == FULL}
-    times = step_times(copies, data)
+    costs = step_costs(copies, data)
+    steps = {part: round(options.steps / costs[part]) for part in copies}
     jobs = [(part, seed) for seed in range(options.seeds) for part in copies]
     results: dict[str, list[float | None]] = {part: [] for part in copies}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        steps = {part: round(options.steps * times[FULL] / times[part]) for part in copies}
         futures = [pool.submit(measure, copies[part], data, seed, steps[part]) for part, seed in jobs]
         for (part, seed), future in zip(jobs, futures, strict=True):
             results[part].append(future.result())
@@ -156,11 +164,11 @@ def main() -> None:
     for part, values in results.items():
         pairs = [(v, full) for v, full in zip(values, results[FULL], strict=True) if v and full]
         if not pairs:
-            print(f"{part:34}{times[part] / times[FULL]:6.2f}{'diverged':>10}")
+            print(f"{part:34}{costs[part]:6.2f}{'diverged':>10}")
             continue
         deltas = [v - full for v, full in pairs]
         error = statistics.stdev(deltas) / len(deltas) ** 0.5 if len(deltas) > 1 else math.nan
-        print(f"{part:34}{times[part] / times[FULL]:6.2f}{statistics.mean(v for v, _ in pairs):10.4f}"
+        print(f"{part:34}{costs[part]:6.2f}{statistics.mean(v for v, _ in pairs):10.4f}"
               f"{statistics.mean(deltas):+10.4f}{error:8.4f}  {len(deltas)}")
 
 
