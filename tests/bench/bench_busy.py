@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 from conftest import make_text  # noqa: E402
-from fakes import edit, make_checkout, run_agent  # noqa: E402
+from fakes import edit, make_checkout, run_agent, start_agent  # noqa: E402
 from model_server import ModelServer, Step, answer  # noqa: E402
 
 from lab import ledger  # noqa: E402
@@ -66,12 +66,13 @@ def main() -> None:
         run_agent(checkout, "--experiments", "0", *command)
         with ModelServer([answers(options.share * options.budget)]) as server:
             began = time.time()
-            done = run_agent(checkout, "--experiments", str(options.experiments), *command,
-                             ANTHROPIC_BASE_URL=server.url)
+            agent = start_agent(checkout, "--experiments", str(options.experiments), *command,
+                                ANTHROPIC_BASE_URL=server.url)
+            _, errors = agent.communicate()
             wall_s = time.time() - began
             calls = len(server.requests)
-        if done.returncode:
-            raise SystemExit(done.stderr)
+        if agent.returncode:
+            raise SystemExit(errors)
         rows = ledger.read(checkout / "results.tsv")[1:]
     n = len(rows)
     first_s = seconds(rows[0].when) - rows[0].total_seconds - began  # until the first trial began
