@@ -19,10 +19,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 from conftest import make_text  # noqa: E402
-from fakes import edit, make_checkout, run_agent, start_agent  # noqa: E402
+from fakes import edit, make_checkout, start_agent  # noqa: E402
 from model_server import ModelServer, Step, answer  # noqa: E402
 
 from lab import ledger  # noqa: E402
+from lab.ledger import Row  # noqa: E402
 
 REAL_BUDGET_S, REAL_DEAD_S = 300, 12  # a trial's start, scoring and stop on a GPU: the target
 
@@ -46,8 +47,26 @@ def answers(wait_s: float) -> Callable[[dict], Step]:
     return next_answer
 
 
-def seconds(when: str) -> float:
-    return datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").timestamp()
+def session(checkout: Path, n: int, *words: str, **environment: str) -> tuple[list[Row], float]:
+    """The new rows of `agent.py --experiments n`, and its seconds from the start of its first trial to its end."""
+    before = len(ledger.read(checkout / "results.tsv"))
+    agent = start_agent(checkout, "--experiments", str(n), *words, **environment)
+    _, errors = agent.communicate()
+    ended = time.time()
+    if agent.returncode:
+        raise SystemExit(errors)
+    rows = ledger.read(checkout / "results.tsv")[before:]
+    first = datetime.strptime(rows[0].when + "+0000", "%Y-%m-%dT%H:%M:%SZ%z").timestamp()
+    return rows, ended - (first - rows[0].total_seconds)
+
+
+def between(rows: list[Row], wall_s: float) -> float:
+    """Seconds a trial that belong to none."""
+    return (wall_s - sum(row.total_seconds for row in rows)) / len(rows)
+
+
+def line(text: str, value: str) -> None:
+    print(f"{text:76}{value:>8}", flush=True)
 
 
 def main() -> None:
@@ -62,33 +81,25 @@ def main() -> None:
         for i in range(20):
             (corpus / f"{i}.txt").write_text(make_text(i, 20_000))
         checkout = make_checkout(Path(folder) / "checkout")
-        command = ("--data", str(corpus), "--budget", f"{options.budget:g}")
-        run_agent(checkout, "--experiments", "0", *command)
+        own_s = between(*session(checkout, 4, "--data", str(corpus), "--budget", "1", "--tag", "alone"))
+        words = ("--data", str(corpus), "--budget", f"{options.budget:g}", "--tag", "busy")
+        session(checkout, 0, *words)
         with ModelServer([answers(options.share * options.budget)]) as server:
-            began = time.time()
-            agent = start_agent(checkout, "--experiments", str(options.experiments), *command,
-                                ANTHROPIC_BASE_URL=server.url)
-            _, errors = agent.communicate()
-            wall_s = time.time() - began
+            rows, wall_s = session(checkout, options.experiments, *words, ANTHROPIC_BASE_URL=server.url)
             calls = len(server.requests)
-        if agent.returncode:
-            raise SystemExit(errors)
-        rows = ledger.read(checkout / "results.tsv")[1:]
-    n = len(rows)
-    first_s = seconds(rows[0].when) - rows[0].total_seconds - began  # until the first trial began
-    trained = sum(row.train_seconds for row in rows)
-    whole = [row for row in rows if row.val_bpb]
-    dead = sum(row.total_seconds - row.train_seconds for row in whole) / len(whole)
-    between = (wall_s - first_s - sum(row.total_seconds for row in rows)) / n
+    trained_s = sum(row.train_seconds for row in rows)
+    dead = [row.total_seconds - row.train_seconds for row in rows if row.val_bpb]
+    waits_s = max(0.0, between(rows, wall_s) - own_s)
     kinds = ", ".join(f"{sum(row.status == s for row in rows)} {s}" for s in ("keep", "discard", "crash", "repeat"))
-    print(f"{n} trials of {options.budget:g} s ({kinds}), {calls} calls of {options.share * options.budget:g} s")
-    print(f"{'budgeted training, of the wall clock after the first trial began':66}{trained / (wall_s - first_s):8.1%}")
-    print(f"{'start, scoring and stop of a trial on this machine':66}{dead:8.2f} s")
-    print(f"{'between two trials, waits for the model and repairs of crashes included':66}{between:8.2f} s")
-    loop = trained / (trained + max(0.0, between) * n)
-    print(f"{'share that the loop leaves to the trials':66}{loop:8.1%}")
-    real = 1 / (1 / loop + REAL_DEAD_S / REAL_BUDGET_S)  # as if all that passes between trials grew with the budget
-    print(f"{f'so with {REAL_BUDGET_S} s of training and {REAL_DEAD_S} s of start, scoring and stop':66}{real:8.1%}")
+    print(f"{len(rows)} trials of {options.budget:g} s ({kinds}), {calls} calls")
+    line("budgeted training, of the wall clock from the first trial to the end", f"{trained_s / wall_s:.1%}")
+    line("a trial: start, scoring and stop on this machine", f"{sum(dead) / len(dead):.2f} s")
+    line("a trial: the loop's own work, without a model and its waits", f"{own_s:.2f} s")
+    line("a trial: waits for the model", f"{waits_s:.2f} s")
+    scale = REAL_BUDGET_S / options.budget
+    real = trained_s / len(rows) * scale / (trained_s / len(rows) * scale + REAL_DEAD_S + own_s + waits_s * scale)
+    line(f"so at {REAL_BUDGET_S} s, with {REAL_DEAD_S} s of start, scoring and stop, and waits {scale:g} times as long",
+         f"{real:.1%}")
 
 
 if __name__ == "__main__":
