@@ -28,14 +28,12 @@ import numpy as np
 from lab import sandbox
 from prepare import ANSWER, FINISH, LOGIT_DTYPES, LOGITS, PARAMS, PULL, REQUEST, TRIAL_VARIABLE, Data, logit_buffer
 
-START_LIMIT_S = 300.0       # imports, model, compile and warm-up, until the first batch is asked for
-SCORE_LIMIT_S = 180.0       # from finish() to the last logits, beside the budget itself: a slow model trains slowly too
-STOP_LIMIT_S = 10.0         # from the last logits to the end of the process
 # How late finish() may come: a little and two of the trial's own longest steps, bounded: hoarding tokens buys nothing
 OVERRUN_S, OVERRUN, STEP_OVERRUN_S = 1.0, 0.02, 10.0
 MAX_PULL_ROWS = 1 << 16
 MAX_PROCESSES = 512         # a fork bomb is ended here; compile workers and loaders need a few dozen
-WATCH_EVERY_S = 1.0         # how often processes and memory of the trial are looked at
+MAX_DISK_BYTES = 16e9       # that the disk may lose while a trial runs; its folder is on it
+WATCH_EVERY_S = 1.0         # how often processes, memory and disk are looked at
 LOG_HEAD_BYTES = LOG_TAIL_BYTES = 32 * 1024
 LEAST_ASKS = 64             # a scoring has at least so many where it has the rows, so that the few extra ones cost 5 %
 PROBE_SHARE = 25            # one ask in so many is asked blind before it counts
@@ -46,6 +44,19 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.03, "float16": 0.01}
 NEAR = ((1, 5.0), (16, 2.0))  # so many tokens before a cut, where any leak shows: few, so the mean may move further
 BLIND_ERRORS = 6.0          # standard errors by which tokens may be harder to predict when what follows is foreign
 LEAST_BLIND = 8             # rows; the mean of fewer says nothing
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds of patience; each ends the trial, and the reason in its row says which it was."""
+
+    start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch is asked for
+    first_s: float = 30.0      # from finish() to its first logits, or a tenth of the budget: nothing trains there
+    score_s: float = 180.0     # to the last logits, beside the budget itself: a slow model trains slowly too
+    stop_s: float = 10.0       # from the last logits to the end of the process
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class Foul(Exception):
@@ -81,7 +92,7 @@ class Channel:
         self.log, self.last_line, self.told_at = Log(), b"", 0.0
         self.requests = bytearray()
         self.selector = selectors.DefaultSelector()
-        self.watched_at = time.monotonic()
+        self.watched_at, self.disk_bytes = time.monotonic(), free_bytes()
         for fd in filter(None, (tokens_fd, events_fd, log_fd)):
             os.set_blocking(fd, False)
         self.selector.register(events_fd, selectors.EVENT_READ)
@@ -100,7 +111,7 @@ class Channel:
             raise Foul(why)
         if self.log_fd and now - self.watched_at > WATCH_EVERY_S:
             self.watched_at = now
-            watch()
+            watch(self.disk_bytes)
         ready = [key.fd for key, _ in self.selector.select(min(deadline - now, WATCH_EVERY_S))]
         if self.log_fd in ready:
             self.read_log()
@@ -148,18 +159,28 @@ class Channel:
             self.selector.unregister(self.tokens_fd)
 
 
-def watch() -> None:
-    """Raise Foul when the trial's processes are too many or leave the machine too little memory."""
+def free_bytes() -> float:
+    """Of the disk that holds the checkout, and so the folder of every trial."""
+    disk = os.statvfs(Path(__file__).parent)
+    return disk.f_bavail * disk.f_frsize
+
+
+def watch(disk_bytes: float) -> None:
+    """Raise Foul when the trial's processes are too many or leave the machine too little memory or disk."""
     n_processes = len(sandbox.descendants(os.getpid()))
     if n_processes > MAX_PROCESSES:
         raise Foul(f"too many processes ({n_processes})")
+    if disk_bytes - free_bytes() > MAX_DISK_BYTES:
+        raise Foul(f"wrote more than {MAX_DISK_BYTES / 1e9:.0f} GB")
+    if sys.platform != "linux":
+        return
     with open("/proc/meminfo", "rb") as f:
         kilobytes = {line.split(b":")[0]: int(line.split()[1]) for line in f}
     if kilobytes[b"MemAvailable"] < 0.04 * kilobytes[b"MemTotal"]:
         raise Foul("out of memory")
 
 
-def feed(channel: Channel, data: Data, budget_s: float, started_at: float, facts: dict) -> int:
+def feed(channel: Channel, data: Data, budget_s: float, start_limit_s: float, started_at: float, facts: dict) -> int:
     """Hand out training tokens until the trial calls finish(); write down the facts; return rows for an ask of scoring.
 
     The first pull starts the clock. A finish() later than the budget and a last step is a foul: whoever hoards tokens
@@ -168,7 +189,7 @@ def feed(channel: Channel, data: Data, budget_s: float, started_at: float, facts
     rows, next_row = data.split("train"), 0
     limit_s = (1 + OVERRUN) * budget_s + OVERRUN_S
     pulled_at, longest_s = None, 0.0
-    deadline, why = started_at + START_LIMIT_S, f"asked for no data within {START_LIMIT_S:.0f} s of its start"
+    deadline, why = started_at + start_limit_s, f"asked for no data within {start_limit_s:.0f} s of its start"
     while True:
         operation, count = channel.request(deadline, why)
         now = time.monotonic()
@@ -181,6 +202,7 @@ def feed(channel: Channel, data: Data, budget_s: float, started_at: float, facts
             deadline, why = facts["clock"] + allowed_s, f"trained past its budget: no finish() within {allowed_s:.1f} s"
             spent = (now - facts["clock"]) / budget_s
             if spent >= 1:
+                why += ", though its stream had ended"
                 channel.answer(1.0, None, deadline, why)
                 continue
             taken = np.take(rows, range(next_row, next_row + count), axis=0, mode="wrap")
@@ -239,7 +261,7 @@ def blind(rows: np.ndarray, batch: np.ndarray, vocab_size: int, dice: random.Ran
 
 
 def score(channel: Channel, data: Data, split: str, rows_an_ask: int, buffer_fd: int, buffer_bytes: int,
-          budget_s: float, device: str) -> float:
+          budget_s: float, limits: Limits, device: str) -> float:
     """Ask for logits over the split's fixed rows; return bits per byte. Raises Foul."""
     import torch
 
@@ -250,13 +272,15 @@ def score(channel: Channel, data: Data, split: str, rows_an_ask: int, buffer_fd:
     if device == "cuda":
         torch.cuda.cudart().cudaHostRegister(slots[0].data_ptr(), buffer_bytes, 0)
     rows_an_ask = max(1, min(rows_an_ask, n_rows // LEAST_ASKS, slots[0].numel() // (4 * row_logits)))
-    deadline, why = time.monotonic() + SCORE_LIMIT_S + budget_s, "was not scored in time"
+    finished_at, first_s = time.monotonic(), max(limits.first_s, budget_s / 10)
+    deadline, why = finished_at + limits.score_s + budget_s, "was not scored in time"
     asks = plan(rows, n_rows, rows_an_ask, data.vocab_size, random.Random())  # fresh: nobody knows what is probed
     nats: list[torch.Tensor] = []
     dtype = ""
     channel.answer(float(len(asks[0].rows)), asks[0].inputs, deadline, why)
     for number, ask in enumerate(asks):
-        operation, code = channel.request(deadline, why)
+        operation, code = channel.request(deadline, why) if number else channel.request(
+            finished_at + first_s, f"no logits within {first_s:.0f} s of finish(): compile before the first batch")
         if operation != LOGITS or code >= len(LOGIT_DTYPES):
             raise Foul(f"protocol: request {operation!r} {code} while it is scored")
         if number + 1 < len(asks):  # the trial computes the next while we score this
@@ -314,6 +338,8 @@ def token_losses(logits, targets, device: str):
     if not torch.isfinite(low + high):
         raise Foul("its logits are not finite")
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device), reduction="none")
+    if not torch.isfinite(nats.sum()):
+        raise Foul("its logits are too large for a loss")
     return nats.view(targets.shape).cpu()
 
 
@@ -336,16 +362,16 @@ def judge(channel: Channel, data: Data, spec: dict, started_at: float) -> dict:
     from prepare import pick_device
 
     torch.set_num_threads(spec.get("threads") or torch.get_num_threads())
-    device = pick_device()
+    device = pick_device().split(":")[0]
     facts: dict = {"device": torch.cuda.get_device_name() if device == "cuda" else f"{device} x{os.cpu_count()}",
                    "val_bpb": None, "reason": ""}
-    idle_bytes = used_bytes(device)
+    idle_bytes, limits = used_bytes(device), Limits(**spec.get("limits", {}))
     try:
-        rows_an_ask = feed(channel, data, spec["budget"], started_at, facts)
+        rows_an_ask = feed(channel, data, spec["budget"], limits.start_s, started_at, facts)
         facts["memory_gb"] = max(0, used_bytes(device) - idle_bytes) / 1e9
         channel.tell("score", facts["finish"] - started_at)
         facts["val_bpb"] = score(channel, data, spec["split"], rows_an_ask, spec["buffer_fd"],
-                                 spec["buffer_bytes"], spec["budget"], "cuda" if device == "cuda" else "cpu")
+                                 spec["buffer_bytes"], spec["budget"], limits, "cuda" if device == "cuda" else "cpu")
     except Foul as foul:
         facts["reason"] = str(foul)
     return facts | {"ended": time.monotonic()}
@@ -373,16 +399,19 @@ def run(spec: dict) -> dict:
         fcntl.fcntl(tokens_write, fcntl.F_SETPIPE_SZ, 1 << 20)
     buffer_fd, spec["buffer_bytes"] = logit_buffer(data)
     spec["buffer_fd"] = buffer_fd
-    started_at = time.monotonic()
+    shared_before, started_at = sandbox.shared_files(), time.monotonic()
     process = spawn(spec, tokens_read, events_write, buffer_fd, log_write, data)
     for fd in (tokens_read, events_write, log_write):
         os.close(fd)
     channel = Channel(tokens_write, events_read, log_read)
     channel.tell("start", process.pid)
     facts = judge(channel, data, spec, started_at)
-    patience_s = STOP_LIMIT_S if facts["val_bpb"] is not None else 1.0 if "ended" in facts["reason"] else 0.0
+    patience_s = 1.0 if "ended" in facts["reason"] else 0.0
+    if facts["val_bpb"] is not None:
+        patience_s = Limits(**spec["limits"]).stop_s
     code, peak_gb = collect(process.pid, channel, patience_s)
     sandbox.sweep()
+    sandbox.clear_shared(shared_before)
     channel.drain()
     if facts["val_bpb"] is None and facts["reason"].startswith("ended"):
         facts["reason"] = last_error(channel.log.text(), code)

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from lab import referee, sandbox
+from lab import sandbox
 from lab.ledger import Trial, one_line
+from lab.referee import DEFAULT_LIMITS, Limits
 from prepare import Data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,14 +32,14 @@ class RefereeFailed(Exception):
 
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
         on_event: Callable[[str, object], None] = lambda kind, value: None,
-        interrupted: Callable[[], bool] = lambda: False) -> Trial | None:
+        interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS) -> Trial | None:
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
     `folder` is emptied first; its sub-folder `cache`, the compile cache, is what the last call of keep_cache() left.
     """
     work = fresh_folder(folder, code)
     spec = {"data": str(data.folder), "split": split, "seed": seed, "budget": budget_s, "folder": str(work),
-            "cache": str(work / "cache"), "parent": os.getpid()}
+            "cache": str(work / "cache"), "parent": os.getpid(), "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
     errors = folder / "referee.log"
     with open(errors, "wb") as stderr:
@@ -47,7 +48,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
                                    env=os.environ | sandbox.QUIET_THREADS)
     process.stdin.write((json.dumps(spec) + "\n").encode())
     process.stdin.close()
-    limit_s = referee.START_LIMIT_S + 2 * budget_s + referee.SCORE_LIMIT_S + referee.STOP_LIMIT_S + BACKSTOP_S
+    limit_s = sum(asdict(limits).values()) + 2 * budget_s + BACKSTOP_S
     try:
         result = follow(process, time.monotonic() + limit_s, on_event, interrupted)
     finally:

@@ -27,6 +27,7 @@ SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/shm", "/dev/nvidiactl",
            "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-caps", "/dev/dri", "/dev/dxg",
            *(f"/dev/nvidia{i}" for i in range(16)))
+MAX_FILE_BYTES = 16 * 10**9
 # Threads that wait asleep: spinning ones, of a trial and its referee on the same cores, slowed both 100 times (2 cores)
 QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
@@ -147,12 +148,42 @@ def sweep(deadline_s: float = 5.0) -> int:
     return len(killed)
 
 
+def shared_files() -> set[str]:
+    """Names of this user's files in shared memory, the one place beside its folder where a trial may write."""
+    with contextlib.suppress(OSError), os.scandir("/dev/shm") as entries:
+        return {entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid == os.getuid()}
+    return set()
+
+
+def clear_shared(before: set[str]) -> None:
+    """Delete what came into shared memory since and no process uses: nothing in it reaches the next trial."""
+    if left := shared_files() - before:
+        used = {path for pid in os.listdir("/proc") if pid.isdigit() for path in _open_files(pid)}
+        import subprocess
+
+        for path in left - used:
+            subprocess.run(["rm", "-rf", "--", path], check=False)
+
+
+def _open_files(pid: str) -> set[str]:
+    """Paths that a process has mapped or open; none of one that ends meanwhile or is somebody else's."""
+    found = set()
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/maps", "rb") as f:
+            found |= {os.fsdecode(line.split(maxsplit=5)[5].rstrip(b"\n")) for line in f if line.count(b"/dev/shm/")}
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
 def main() -> None:
     spec, program = json.loads(sys.argv[1]), sys.argv[2:]
     die_with_parent(spec["parent"], signal.SIGKILL)
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:  # macOS has none
         f.write("1000")  # when memory runs out, the trial goes first
     if sys.platform == "linux":

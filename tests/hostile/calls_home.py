@@ -1,0 +1,22 @@
+"""Connects to a server."""
+
+import socket
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+try:
+    socket.create_connection(("127.0.0.1", int("@port@")), 2)
+except OSError as error:
+    print(error)
+else:
+    raise SystemExit("CHEATED")
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)

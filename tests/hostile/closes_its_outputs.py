@@ -1,0 +1,18 @@
+"""Closes all standard streams."""
+
+import os
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+for fd in range(3):
+    os.close(fd)
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)

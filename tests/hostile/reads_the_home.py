@@ -1,0 +1,23 @@
+"""Reads the user's home folder."""
+
+import os
+import pwd
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+try:
+    os.listdir(pwd.getpwuid(os.getuid()).pw_dir)
+except OSError as error:
+    print(error)
+else:
+    raise SystemExit("CHEATED")
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)

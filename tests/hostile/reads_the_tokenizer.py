@@ -1,0 +1,20 @@
+"""Reads the tokenizer, whose byte counts are worth a fifth of the score."""
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+try:
+    open("@data@/tokenizer.json", "rb").read(1)
+except OSError as error:
+    print(error)
+else:
+    raise SystemExit("CHEATED")
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)

@@ -1,0 +1,20 @@
+"""Rewrites the incumbent."""
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+def uniform(x):
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+try:
+    open("@repo@/train.py", "a").close()
+except OSError as error:
+    print(error)
+else:
+    raise SystemExit("CHEATED")
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+finish(uniform)
