@@ -24,6 +24,8 @@ SETTINGS = (
     "core.fsync=objects,reference", "core.fsyncMethod=fsync",  # what the row relies on is on the disk before it
     "core.hooksPath=/dev/null",                                # the user's hooks would see, and may refuse, every step
     "core.fsmonitor=false", "core.commitGraph=false",          # caches that can be stale or damaged
+    "core.filesRefLockTimeout=3000", "core.packedRefsTimeout=3000",  # milliseconds: a git gc of the user may be at work
+    "gc.auto=0", "maintenance.auto=false",                     # nothing is packed or pruned while a trial waits
     "i18n.commitEncoding=UTF-8",
 )
 GIT_WAIT_S = 2.0     # for another git process to end before its lock is called in use
