@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["GIT_TEST_FSYNC"] = "false"  # git's own switch: no test pulls the plug, and each fsync takes a busy disk 50 ms
+os.environ["GIT_TEST_FSYNC"] = "false"  # git's own switch; no test pulls the plug, and a busy disk takes 50 ms
 
 from prepare import Data, open_data  # noqa: E402
 

@@ -1,7 +1,8 @@
 """A checkout whose trials cost a tenth of a second: everything is real but the referee, which measures nothing.
 
 The agent, git, the sandbox, the train.py under it and what that leaves behind are the project's own. The score comes
-from the seed and from a hash of the train.py: about every other experiment is kept.
+from the seed and from a hash of the train.py: about every other experiment is kept. A file gpu_lost in the checkout
+makes every trial a crash, referee_lost every referee.
 """
 
 import errno
@@ -47,6 +48,7 @@ REFEREE = '''\
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -60,6 +62,8 @@ START_LIMIT_S = SCORE_LIMIT_S = STOP_LIMIT_S = 10.0
 def run(spec):
     started_at = time.monotonic()
     folder = spec["folder"]
+    if os.path.exists("referee_lost"):
+        sys.exit("the referee fell over")
     with open(folder + "/train.py", "rb") as file:
         code = file.read()
     command = sandbox.command(folder, spec["cache"], [sys.executable, "-I", "-S", "train.py"])
@@ -75,6 +79,8 @@ def run(spec):
     good = hashlib.sha256(code).digest()[0] % 2
     value = None if trial.returncode else 3.0 - good - spec["seed"] * 1e-6
     reason = "" if not trial.returncode else (out.strip().splitlines() or ["killed"])[-1]
+    if os.path.exists("gpu_lost"):
+        value, reason = None, "RuntimeError: CUDA error: unspecified launch failure"
     return {"val_bpb": value, "reason": reason, "seed": spec["seed"], "split": spec["split"],
             "budget": spec["budget"], "device": "stand-in", "data": json.load(open(spec["data"] + "/manifest.json"))[
                 "hash"][:8], "sandbox": sandbox.level(), "train_seconds": 0.1,
@@ -165,6 +171,7 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
         os.dup2(1, 2)
         os.chdir(root)
         agent.ROOT = runner.ROOT = Path(root)
+        agent.Loop.show = lambda self: None  # the report, a pure reader, takes seconds
         if action:
             inject(root, step, action)
         status = agent.main(arguments)
