@@ -78,14 +78,15 @@ def judge(trial: Trial, history: Sequence[Experiment], lines_saved: int) -> tupl
     Fewer code lines are kept too when the loss is within one measured sigma of the session's lowest estimate; the bound
     against the lowest, not the last, stops any creep.
     """
-    best, noise = ledger.incumbent(history), ledger.sigma(history)
+    best = ledger.incumbent(history)
     if trial.crashed:
         return "crash", ""
     if best is None or trial.val_bpb < best.val_bpb:
         return "keep", ""
-    lowest = min(e.val_bpb for e in history if e.status == "keep" and e.val_bpb is not None)
-    if lines_saved > 0 and noise is not None and trial.val_bpb <= lowest + noise:
-        return "keep", f"simpler: {lines_saved} lines fewer, within one sigma ({noise:.6f}) of the lowest"
+    if lines_saved > 0 and (noise := ledger.sigma(history)) is not None:
+        lowest = min(e.val_bpb for e in history if e.status == "keep" and e.val_bpb is not None)
+        if trial.val_bpb <= lowest + noise:
+            return "keep", f"simpler: {lines_saved} lines fewer, within one sigma ({noise:.6f}) of the lowest"
     return "discard", ""
 
 
@@ -149,11 +150,13 @@ class Loop:
         self.researcher, self.stop = researcher, stop
         self.results, self.runs = ROOT / "results.tsv", ROOT / "runs" / store.tag
         self.runs.mkdir(parents=True, exist_ok=True)
-        self.history = ledger.experiments(ledger.read(self.results))
+        rows = ledger.read(self.results)
+        self.history = ledger.experiments(rows)
         self.tried = store.fingerprints()
         self.fixed = fixed_files(data)
         self.started_at = time.monotonic()
         self.new = 0                                # experiments of this process, the baseline aside
+        self.paid_usd = sum(row.usd for row in rows)
         self.owed_usd = 0.0                         # billed for answers that never became a row; the next row pays
         self.spent_out = False                      # what is left of --max-usd pays for no further call
         self.llm_back_at, self.llm_failures = 0.0, 0
@@ -165,8 +168,8 @@ class Loop:
         self.prior = ledger.experiments(store.earlier_rows())
         self.reporting: subprocess.Popen | None = None
         self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
-        for experiment in self.history[-TUNER_MEMORY:]:
-            self.known.append((store.code(experiment.number), experiment.val_bpb))
+        codes = store.codes(experiment.number for experiment in self.history[-TUNER_MEMORY:])
+        self.known.extend((codes[e.number], e.val_bpb) for e in self.history[-TUNER_MEMORY:] if e.number in codes)
 
     @property
     def best(self) -> Experiment | None:
@@ -174,7 +177,7 @@ class Loop:
 
     @property
     def spent_usd(self) -> float:
-        return self.owed_usd + sum(row.usd for experiment in self.history for row in experiment.rows)
+        return self.owed_usd + self.paid_usd
 
     def run(self) -> str:
         """Research until a limit is reached; say which."""
@@ -320,6 +323,7 @@ class Loop:
             self.history[at] = Experiment(row.experiment, (*self.history[at].rows, row))
         else:
             self.history.append(Experiment(row.experiment, (row,)))
+        self.paid_usd += row.usd
         self.display.experiment_ended(row, self.history)
 
     def show(self) -> None:

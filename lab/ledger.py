@@ -125,6 +125,8 @@ def sigma(history: Iterable[Experiment]) -> float | None:
     """Noise of val_bpb between seeds: pooled standard deviation of trials of equal commits; None before a repeat."""
     squares, freedom = 0.0, 0
     for experiment in history:
+        if len(experiment.rows) == 1:  # nearly all: the loop asks after each of twenty thousand
+            continue
         values = [row.val_bpb for row in experiment.rows if row.split == "val" and row.val_bpb is not None]
         squares += sum((value - sum(values) / len(values)) ** 2 for value in values)
         freedom += max(0, len(values) - 1)

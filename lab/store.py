@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Store:
     rows_fd: int = -1        # results.tsv as we left it, even where somebody has put another file in its place
     rows_seen: tuple = ()    # what that file looked like
     rows_copy: tuple[str, int] = ("", 0)  # git's last copy of the rows: blob and bytes
+    last_code: tuple[int, str] = (-1, "")
 
     # -- opening --------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Store:
     def save(self, number: int, code: str, subject: str, body: str = "") -> str:
         """Commit a candidate under its ref, on top of the branch's head, which stays where it is."""
         parent = self._checked_out_tip()
-        tree = self._tree(parent, self._steering(thrifty=True) | {"train.py": self._put(encode(code))})
+        tree = self._tree(parent, self._blobs(encode(code), thrifty=True))
         commit = self._commit(tree, [parent], subject, body)
         self.here.git("update-ref", self.candidate_ref(number), commit)
         return commit
@@ -168,7 +170,7 @@ class Store:
         session's branch then holds the rows, this one too.
         """
         done, path = [], self.root / "results.tsv"
-        if self.here.run("symbolic-ref", "-q", "HEAD")[1].decode().strip() != self.branch:
+        if (self.here.git_dir / "HEAD").read_text() != f"ref: {self.branch}\n":
             self._append_unseen(row)
         if self._look() != self.rows_seen:  # git stash, git restore, an editor
             done = self._recover_results(self._sound_results()[0])
@@ -180,7 +182,8 @@ class Store:
         """Commit the row on the session's branch, whose results.tsv is not in the work tree. Raises SetupError."""
         tip = self.here.resolve(f"{self.branch}^{{commit}}")
         rows = max(self._rows_left(), self.here.show(self.branch, "results.tsv"), key=len)
-        tree = self._tree(tip, {"results.tsv": self._put(rows + ledger.format_row(row).encode())})
+        blob = self.here.git("hash-object", "-w", "--stdin", data=rows + ledger.format_row(row).encode())
+        tree = self._tree(tip, {"results.tsv": blob.decode().strip()})
         self._move(self._commit(tree, [tip], "Rows of a trial that ended on another branch", ""), tip)
         self._checked_out_tip()
 
@@ -220,7 +223,7 @@ class Store:
     def close(self) -> str:
         """Commit the last rows and program.md on the branch; returns the commit, or "" where nothing has changed."""
         tip = self._checked_out_tip()
-        tree, commit = self._tree(tip, self._steering()), ""
+        tree, commit = self._tree(tip, self._blobs()), ""
         if tree != self.here.ids(f"{tip}^{{tree}}")[0]:
             commit = self._commit(tree, [tip], *_closing_message(self.tag, ledger.parse(self._results())))
             self._move(commit, tip)
@@ -240,28 +243,25 @@ class Store:
 
     def _join(self, commit: str, tip: str) -> str:
         """A commit of a kept candidate and of what was committed by hand while its trial ran."""
-        tree = self._tree(tip, self._steering() | {"train.py": self._put(encode(self.code_of(commit)))})
+        tree = self._tree(tip, self._blobs(encode(self.code_of(commit))))
         return self._commit(tree, [tip, commit], "Join the kept experiment with commits made by hand", "")
 
-    def _put(self, data: bytes) -> str:
-        """A new blob."""
-        return self.here.git("hash-object", "-w", "--no-filters", "--stdin", data=data).decode().strip()
-
-    def _steering(self, thrifty: bool = False) -> dict[str, str]:
-        """program.md and results.tsv as they stand: blob by name.
+    def _blobs(self, code: bytes | None = None, thrifty: bool = False) -> dict[str, str]:
+        """Blob by name: program.md and results.tsv as they stand, and train.py where `code` is given.
 
         Thrifty: of many rows the last copy, until a sixteenth has come on top. One with every candidate would grow with
         the square of their number: 12 GB after 20 000.
         """
         sizes = {name: (self.root / name).stat().st_size for name in sorted(STEERED) if (self.root / name).is_file()}
         copy, n_copied = self.rows_copy
-        n_rows = sizes.get("results.tsv", 0)
-        old = {"results.tsv": copy} if thrifty and EXACT_BYTES < n_copied <= n_rows < n_copied * 17 // 16 else {}
-        names = [name for name in sizes if name not in old]
-        out = self.here.git("hash-object", "-w", "--no-filters", "--", *names) if names else b""
-        blobs = dict(zip(names, out.decode().split(), strict=True)) | old
+        n_bytes = sizes.get("results.tsv", 0)
+        old = {"results.tsv": copy} if thrifty and EXACT_BYTES < n_copied <= n_bytes < n_copied * 17 // 16 else {}
+        names, stdin = [name for name in sizes if name not in old], ["--stdin"] if code is not None else []
+        words = ("hash-object", "-w", "--no-filters", *stdin, "--", *names)
+        out = self.here.git(*words, data=code) if stdin or names else b""
+        blobs = dict(zip(["train.py"] * len(stdin) + names, out.decode().split(), strict=True)) | old
         if "results.tsv" in names:
-            self.rows_copy = blobs["results.tsv"], n_rows
+            self.rows_copy = blobs["results.tsv"], n_bytes
         return blobs
 
     def _tree(self, base: str, blobs: dict[str, str]) -> str:
@@ -325,8 +325,23 @@ class Store:
         return decode(self.here.git("cat-file", "blob", f"{commit}:train.py"))
 
     def code(self, number: int) -> str:
-        """An experiment's train.py."""
-        return decode(self.here.git("cat-file", "blob", f"{self.candidate_ref(number)}:train.py"))
+        """An experiment's train.py. Raises SetupError where git has lost it."""
+        if self.last_code[0] != number:  # the incumbent's is asked for again and again
+            self.last_code = number, decode(self.here.git("cat-file", "blob", f"{self.candidate_ref(number)}:train.py"))
+        return self.last_code[1]
+
+    def codes(self, numbers: Iterable[int]) -> dict[int, str]:
+        """train.py by experiment, in one call of git; what git has lost is left out."""
+        wanted, found = list(numbers), {}
+        names = "".join(f"{self.candidate_ref(number)}:train.py\n" for number in wanted).encode()
+        out, at = self.here.git("cat-file", "--batch", data=names), 0
+        for number in wanted:
+            end = out.index(b"\n", at)
+            head, at = out[at:end].split(), end + 1
+            if head[-1] != b"missing":
+                found[number] = decode(out[at : at + int(head[-1])])
+                at += int(head[-1]) + 1
+        return found
 
     def fingerprints(self) -> set[str]:
         """What the candidates' commit messages say of their syntax trees, in the last line: what stands above is text

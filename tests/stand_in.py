@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from fakes import environment, git, make_checkout
@@ -132,7 +133,7 @@ class Agents:
 
     def wait(self) -> tuple[int, str]:
         """(exit code, or -signal; what it printed) of the one that was started last."""
-        code = int(self.server.stdout.readline())
+        code, self.pid = int(self.server.stdout.readline()), 0
         return code, self.out.read_text(errors="replace") if self.out.exists() else ""
 
     def run(self, root: Path, *arguments: str, **more: object) -> tuple[int, str]:
@@ -141,6 +142,9 @@ class Agents:
 
     def close(self) -> None:
         self.server.stdin.close()
+        if self.pid:  # of a test that has failed
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.server.wait(20)
         self.server.stdout.close()
 

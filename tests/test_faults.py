@@ -30,7 +30,7 @@ def agents(rested):
 
 @pytest.fixture(scope="module")
 def arguments(corpus_path):
-    return ("--researcher", "tuner", "--tag", "t", "--data", str(corpus_path))
+    return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,9 @@ def test_another_branch_checked_out_by_force_stops_the_loop_with_every_row(root,
     started(root, agents)
     git(root, "checkout", "-q", "-f", "main")
     said = stopped_in_one_line(*agents.wait())
-    assert "git switch autoresearch/t" in said
+    assert "git switch autoresearch/nov23" in said
     assert git(root, "status", "--porcelain") == ""
-    git(root, "switch", "-q", "autoresearch/t")
+    git(root, "switch", "-q", "autoresearch/nov23")
     rows = recovered(root, before)
     assert rows.count(b"\n") == before.count(b"\n") + 1
     code, out = agents.run(root, *arguments, "--experiments", "1")
