@@ -70,7 +70,7 @@ def propose(code: str, history: Sequence[tuple[str, float | None]], seed: int,
 # Reading and writing constants
 
 
-@lru_cache(maxsize=512)  # of some 30 KB; more than agent.py remembers
+@lru_cache(maxsize=320)  # of some 30 KB; a few more than agent.py remembers
 def _find(code: str) -> tuple[Knob, ...]:
     source = code.encode()
     line_starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source))]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fakes import environment, git, make_checkout
 
+WAITS_SHORTER = 60
 READING = {"rev-parse", "cat-file", "ls-tree", "merge-base", "for-each-ref", "ls-files", "var", "check-ref-format",
            "diff", "symbolic-ref", "rev-list"}  # git commands that change nothing
 
@@ -63,6 +64,8 @@ START_LIMIT_S = SCORE_LIMIT_S = STOP_LIMIT_S = 10.0
 def run(spec):
     started_at = time.monotonic()
     folder = spec["folder"]
+    with open("runs/trials.txt", "a") as file:
+        file.write(f"{started_at}\\n")
     if os.path.exists("referee_lost"):
         sys.exit("the referee fell over")
     with open(folder + "/train.py", "rb") as file:
@@ -122,10 +125,13 @@ class Agents:
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.pid, self.out, self.started_at = 0, Path(), 0.0
 
-    def start(self, root: Path, *arguments: str, step: int = -1, action: str = "") -> int:
-        """Start one, to meet `action` ("die", "ENOSPC", "EIO") at its write number `step`; its process id and group."""
+    def start(self, root: Path, *arguments: str, step: int = -1, action: str = "", server: str = "") -> int:
+        """Start one, to meet `action` ("die", "ENOSPC", "EIO") at its write number `step`, or to ask a model `server`,
+        with waits that are WAITS_SHORTER; its process id, which is its group's.
+        """
         self.out = root.parent / "out.txt"
-        order = {"root": str(root), "out": str(self.out), "arguments": arguments, "step": step, "action": action}
+        order = {"root": str(root), "out": str(self.out), "arguments": arguments, "step": step, "action": action,
+                 "server": server}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         self.pid, self.started_at = int(self.server.stdout.readline()), time.monotonic()
@@ -152,6 +158,8 @@ class Agents:
 def serve() -> None:
     """The server behind Agents, in the checkout whose code it runs."""
     sys.path.insert(0, os.getcwd())
+    import anthropic  # noqa: F401  for the model, 1.5 s
+    import httpx2  # noqa: F401
     import optuna  # noqa: F401  the tuner imports it at its first turn
 
     import agent  # noqa: F401
@@ -164,7 +172,7 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def become_agent(root: str, out: str, arguments: list[str], step: int, action: str) -> None:
+def become_agent(root: str, out: str, arguments: list[str], step: int, action: str, server: str) -> None:
     import agent
     from lab import runner
 
@@ -178,6 +186,8 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
         agent.Loop.show = lambda self: None  # the report, a pure reader, takes seconds
         if action:
             inject(root, step, action)
+        if server:
+            shorten_waits(server)
         status = agent.main(arguments)
     except SystemExit as end:
         status = end.code
@@ -187,6 +197,21 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def shorten_waits(server: str) -> None:
+    """Every wait for the model a sixtieth of what it is: a second for a minute."""
+    import agent
+    from lab import api, researcher
+
+    os.environ["ANTHROPIC_BASE_URL"] = server
+    agent.PATIENCE_S /= WAITS_SHORTER
+    limits = api.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
+    next_wait_s = researcher.next_wait_s
+    researcher.Limits = lambda: limits
+    agent.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
+    researcher.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
+        failures, None if after_s is None else after_s / WAITS_SHORTER, chance, first_s)
 
 
 def inject(root: str, step: int, action: str) -> None:

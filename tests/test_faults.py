@@ -4,28 +4,32 @@ With the stand-in of stand_in.py. Each fault ends in one line with exit code 1, 
 command continues with every row.
 """
 
+import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import fakes
 import invariants
 import pytest
-import stand_in
 from invariants import git
+from model_server import (
+    ModelServer,
+    Step,
+    answer,
+    cut,
+    drip,
+    ended,
+    error_event,
+    garbage,
+    gone,
+    html,
+    refusal,
+    stall,
+    status,
+)
 from stand_in import Agents
 from test_recovery import recovered, started
-
-
-@pytest.fixture(scope="module")
-def rested(tmp_path_factory, corpus) -> Path:
-    """A stand-in's checkout."""
-    return stand_in.make(tmp_path_factory.mktemp("faults") / "checkout")
-
-
-@pytest.fixture(scope="module")
-def agents(rested):
-    agents = Agents(rested)
-    yield agents
-    agents.close()
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,9 @@ def arguments(corpus_path):
     return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
 
 
-@pytest.fixture(scope="module")
-def begun(rested, agents, arguments, tmp_path_factory) -> Path:
-    """A session at rest with a few experiments."""
-    root = Path(shutil.copytree(rested, tmp_path_factory.mktemp("begun") / "checkout", symlinks=True))
-    code, out = agents.run(root, *arguments, "--experiments", "3")
-    assert code == 0, out
-    return root
-
-
 @pytest.fixture
-def root(begun, tmp_path) -> Path:
-    return Path(shutil.copytree(begun, tmp_path / "checkout", symlinks=True))
+def root(cheap_session, tmp_path) -> Path:
+    return Path(shutil.copytree(cheap_session, tmp_path / "checkout", symlinks=True))
 
 
 def rows_of(root: Path) -> bytes:
@@ -82,15 +77,15 @@ def fail_at_writes(template: Path, to: Path, agents: Agents, arguments: tuple, a
 
 
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO"])
-def test_a_write_that_fails_is_a_clean_stop(begun, tmp_path, agents, arguments, action):
-    fail_at_writes(begun, tmp_path, agents, arguments, action, range(8, 40, 15))
+def test_a_write_that_fails_is_a_clean_stop(cheap_session, tmp_path, agents, arguments, action):
+    fail_at_writes(cheap_session, tmp_path, agents, arguments, action, range(8, 40, 15))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO"])
-def test_every_write_that_fails_is_a_clean_stop(begun, tmp_path, agents, arguments, action):
-    n_writes = fail_at_writes(begun, tmp_path, agents, arguments, action, range(60))
+def test_every_write_that_fails_is_a_clean_stop(cheap_session, tmp_path, agents, arguments, action):
+    n_writes = fail_at_writes(cheap_session, tmp_path, agents, arguments, action, range(60))
     print(f"{n_writes} writes")
 
 
@@ -178,3 +173,75 @@ def test_another_branch_checked_out_by_force_stops_the_loop_with_every_row(root,
     code, out = agents.run(root, *arguments, "--experiments", "1")
     assert code == 0, out
     recovered(root, rows)
+
+
+# -- the model ----------------------------------------------------------------------------------------------------
+
+IDEA = fakes.edit("an idea", ("def main():", "IDEA = 'half of it'\n\n\ndef main():"))
+PASSING = {
+    "429": status(429), "429, wait 3 s": status(429, retry_after=3), "429, wait an hour": status(429, retry_after=3600),
+    "429, wait nonsense": status(429, retry_after="soon"), "overloaded": status(529), "500": status(500),
+    "502 in HTML": html(502), "503": status(503), "504": status(504), "408": status(408), "409": status(409),
+    "a hotel's page": html(), "a cut stream": cut("an idea"), "a cut stream after a whole answer": cut(IDEA),
+    "a broken stream": cut(IDEA, clean=False), "silence": stall(), "silence after a whole answer": stall(IDEA),
+    "a drip": drip("x" * 10_000), "an error event": error_event(), "an error event after an answer": error_event(
+        "api_error", IDEA), "no stop reason": ended(None, IDEA), "length limit": ended("max_tokens", IDEA),
+    "a pause": ended("pause_turn", IDEA), "a tool": ended("tool_use"), "an empty answer": answer(""),
+    "no byte": gone(), "no JSON": garbage(), "prose": answer("I would raise the learning rate."),
+    "a refusal": refusal(), "a refusal in the middle": refusal(text=IDEA),
+    "an edit of other text": answer(fakes.edit("other", ("no such line", "x = 1"))),
+    "an edit that does not compile": answer(fakes.edit("broken", ("def main():", "def main(:"))),
+    "an answer after five minutes": answer(IDEA, wait_s=5),
+}
+FATAL = {"402": status(402), "403": status(403), "404": status(404), "400": status(400),
+         "spend limit": status(429, error_code="enforced_spend_limit_reached"), "413": status(413),
+         "context": ended("model_context_window_exceeded"), "too long": status(400, message="prompt is too long")}
+FEW = ("429", "a cut stream after a whole answer", "a refusal", "no byte", "an edit of other text", "500")
+
+
+def good_ideas() -> Callable[[dict], str]:
+    numbers = itertools.count()
+    return lambda request: fakes.edit("good", ("def main():", f"IDEA = {next(numbers)}\n\n\ndef main():"))
+
+
+def live_through(root: Path, agents: Agents, arguments: tuple, faults: list[Step]) -> str:
+    """Six experiments with a model whose first answers are faults; what the agent printed."""
+    before = rows_of(root)
+    (root / "runs" / "trials.txt").unlink(missing_ok=True)
+    with ModelServer([*faults, good_ideas()]) as server:
+        code, out = agents.run(root, *arguments, "--experiments", "6", "--researcher", "auto", server=server.url)
+    assert (code, "Traceback" in out) == (0, False), out
+    rows = recovered(root, before)
+    assert rows.count(b"\n") == before.count(b"\n") + 6 and b"half of it" not in (root / "train.py").read_bytes()
+    moments = [float(line) for line in (root / "runs" / "trials.txt").read_text().split()]
+    longest_s = max(b - a for a, b in zip(moments, moments[1:], strict=False))
+    assert longest_s < 2 + 5, out  # two minutes, sixty times shorter; and a busy machine
+    return out
+
+
+def test_the_loop_lives_through_faults_of_the_api(root, agents, arguments):
+    live_through(root, agents, arguments, [PASSING[kind] for kind in FEW])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", PASSING)
+def test_the_loop_lives_through_each_fault_of_the_api(root, agents, arguments, kind):
+    live_through(root, agents, arguments, [PASSING[kind]] * 4)
+
+
+@pytest.mark.parametrize("kind", ["401", *(pytest.param(kind, marks=pytest.mark.long) for kind in FATAL)])
+def test_the_tuner_goes_on_where_the_model_is_out_for_good_if_it_may(root, agents, arguments, kind):
+    fault = FATAL.get(kind, status(401))
+    out = live_through(root, agents, arguments, [fault] * 4)
+    assert "the tuner goes on alone" in out
+    with ModelServer([fault]) as server:
+        code, out = agents.run(root, *arguments, "--researcher", "llm", server=server.url)
+    stopped_in_one_line(code, out)
+    invariants.check(root)
+
+
+@pytest.mark.long
+def test_a_server_that_is_gone_leaves_the_session_to_the_tuner(root, agents, arguments):
+    code, out = agents.run(root, *arguments, "--experiments", "4", "--researcher", "auto", server="http://127.0.0.1:9")
+    assert (code, "Traceback" in out) == (0, False), out
+    invariants.check(root)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import invariants
 import pytest
-import stand_in
 from stand_in import Agents
 from test_store import DAMAGE
 
@@ -25,22 +24,15 @@ from lab.store import Store
 LEFT_AFTER_S = 3.0   # within which nothing of a trial is alive any more
 
 
-@pytest.fixture(scope="module")
-def rested(tmp_path_factory, corpus) -> Path:
-    """A stand-in's checkout."""
-    return stand_in.make(tmp_path_factory.mktemp("recovery") / "checkout")
-
-
-@pytest.fixture(scope="module")
-def agents(rested):
-    agents = Agents(rested)
-    yield agents
-    agents.close()
+@pytest.fixture
+def root(cheap_checkout, tmp_path) -> Path:
+    return Path(shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True))
 
 
 @pytest.fixture
-def root(rested, tmp_path) -> Path:
-    return Path(shutil.copytree(rested, tmp_path / "checkout", symlinks=True))
+def begun(cheap_session, tmp_path) -> Path:
+    """A session at rest with a few experiments."""
+    return Path(shutil.copytree(cheap_session, tmp_path / "begun", symlinks=True))
 
 
 @pytest.fixture
@@ -200,14 +192,6 @@ def kill_at_every_write(template: Path, to: Path, agents: Agents, arguments: tup
         recovered(root, rows)
         shutil.rmtree(root)
     return steps.stop
-
-
-@pytest.fixture
-def begun(root, agents, arguments) -> Path:
-    """A session at rest with a few experiments."""
-    code, out = agents.run(root, *arguments, "--experiments", "3")
-    assert code == 0, out
-    return root
 
 
 def test_a_kill_at_some_writes_of_an_experiment(begun, tmp_path, agents, arguments):

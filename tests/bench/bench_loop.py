@@ -1,10 +1,10 @@
 """The loop's own work: an experiment with a trial that costs nothing, from the first to the twenty-thousandth.
 
-    python tests/bench/bench_loop.py [EXPERIMENTS]
+    python tests/bench/bench_loop.py [EXPERIMENTS [FROM [BLOCK]]]
 
-Real agent.py, tuner, store and git; only runner.run and the report are replaced. One experiment in fifty is kept.
-The train.py is the project's. Prints, by blocks of 1 000: milliseconds an experiment (median, 99th percentile, mean of
-CPU), memory, open files, and what .git holds.
+Real agent.py, train.py, tuner, store and git; only runner.run and the report are replaced. One experiment in fifty is
+kept. With FROM, the earlier ones are written down at once, all with the train.py of experiment 1. Prints, by blocks (of
+1 000): milliseconds an experiment (median, 99th percentile, mean of CPU), memory, open files, and what .git holds.
 """
 
 import contextlib
@@ -23,10 +23,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from conftest import make_text  # noqa: E402
 from fakes import ROOT, make_checkout  # noqa: E402
 
-BLOCK = 1000
 
-
-def main(n_experiments: int) -> None:
+def main(n_experiments: int = 20_000, skipped: int = 0, block: int = 1000) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AUTORESEARCH_CACHE"] = f"{folder}/cache"
         corpus = Path(folder) / "corpus"
@@ -38,11 +36,24 @@ def main(n_experiments: int) -> None:
         sys.path.insert(0, str(root))
         for name in [name for name in sys.modules if name.split(".")[0] in ("lab", "prepare")]:
             del sys.modules[name]  # conftest's: the checkout has its own
-        arguments = ["--researcher", "tuner", "--tag", "t", "--data", str(corpus), "--experiments", str(n_experiments)]
-        watch(arguments, root)
+        arguments = ["--researcher", "tuner", "--tag", "t", "--data", str(corpus), "--experiments"]
+        watch(arguments, root, n_experiments, skipped, block)
 
 
-def watch(arguments: list[str], root: Path) -> None:
+def skip(root: Path, number: int) -> None:
+    """Rows and refs of all experiments up to this one, as copies of the last."""
+    results = root / "results.tsv"
+    lines = results.read_text().splitlines(keepends=True)
+    cells = lines[-1].split("\t")
+    commit = subprocess.run(["git", "rev-parse", "refs/autoresearch/t/1"], cwd=root, capture_output=True,
+                            text=True).stdout.strip()
+    with open(results, "a") as file:
+        file.writelines("\t".join([*cells[:5], str(n), *cells[6:]]) for n in range(2, number + 1))
+    orders = "".join(f"create refs/autoresearch/t/{n} {commit}\n" for n in range(2, number + 1))
+    subprocess.run(["git", "update-ref", "--stdin"], cwd=root, input=orders, text=True, check=True)
+
+
+def watch(arguments: list[str], root: Path, n_experiments: int, skipped: int, block: int) -> None:
     import agent
     from lab.ledger import Trial
 
@@ -59,15 +70,19 @@ def watch(arguments: list[str], root: Path) -> None:
     def timed(self: agent.Loop, row: object) -> None:
         record(self, row)
         moments.append((time.perf_counter(), cpu_s()))
-        if len(moments) % BLOCK == 1:
-            tell(moments[-BLOCK - 1 :], root)
+        if len(moments) % block == 1:
+            tell(moments[-block - 1 :], root)
 
     agent.runner.run, agent.Loop.record, agent.Loop.show = run, timed, lambda self: None
     print("rows\tms\tp99\tcpu ms\tMB\tfds\t.git MB\tloose")
     with contextlib.redirect_stdout(io.StringIO()):
-        agent.main(arguments)
+        if skipped:
+            agent.main([*arguments, "1"])
+            skip(root, skipped)
+        moments[:] = [(time.perf_counter(), cpu_s())]
+        agent.main([*arguments, str(n_experiments - skipped)])
     started_at = time.perf_counter()
-    agent.main([*arguments[:-1], "0"])
+    agent.main([*arguments, "0"])
     print(f"the next start and end: {time.perf_counter() - started_at:.2f} s")
 
 
@@ -92,4 +107,4 @@ def tell(moments: list[tuple[float, float]], root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int((sys.argv[1:] or ["20000"])[0]))
+    main(*map(int, sys.argv[1:]))
