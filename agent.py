@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
 REPEAT_AFTER = 8        # experiments without a keep until the incumbent is measured once more: luck does not last
 CONFIRM_SEEDS = 3       # fresh seeds of baseline and of incumbent
+CONFIRM_SHARE = 0.4     # of --hours, at most
 TUNER_SHARE = 0.3       # of the turns, beside an LLM; tests/bench/bench_tuner.py
 PATIENCE_S = 60.0       # how long the GPU waits for a proposal under way before the tuner takes the turn
 START_S = 1.0           # of training, to see whether the incumbent still starts
@@ -217,7 +218,7 @@ class Loop:
         if self.options.hours is None or len(self.history) < 2:
             return 0.0
         needed = 2 * CONFIRM_SEEDS * self.trial_s()
-        return needed if needed < 0.4 * 3600 * self.options.hours else 0.0
+        return needed if needed < CONFIRM_SHARE * 3600 * self.options.hours else 0.0
 
     # -- one experiment, one trial
 
@@ -659,7 +660,9 @@ def limits_text(options: argparse.Namespace) -> str:
     """When it will stop by itself."""
     words = {"experiments": "after {:g} experiments", "hours": "after {:g} hours", "max_usd": "at ${:g}"}
     given = [text.format(getattr(options, name)) for name, text in words.items() if getattr(options, name) is not None]
-    return "stops " + (" or ".join(given) if given else "when you press Ctrl-C")
+    hurried = options.hours and 2 * CONFIRM_SEEDS * 1.1 * options.budget > CONFIRM_SHARE * 3600 * options.hours
+    return ("stops " + (" or ".join(given) if given else "when you press Ctrl-C")
+            + (": too soon to confirm, run python agent.py confirm afterwards" if hurried else ""))
 
 
 def work(options: argparse.Namespace) -> int:
