@@ -319,6 +319,7 @@ class Loop:
         """The commit point."""
         for line in self.store.append(row):
             self.display.say(line)
+        row = ledger.parse_row(ledger.format_row(row))  # rounded, as a restart reads it
         if row.status == "repeat":
             at = next(i for i, experiment in enumerate(self.history) if experiment.number == row.experiment)
             self.history[at] = Experiment(row.experiment, (*self.history[at].rows, row))

@@ -5,6 +5,7 @@ Does not decide anything: verdicts come from agent.py, numbers from the referee.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -79,6 +80,7 @@ COLUMNS = tuple(f.name for f in fields(Row))
 HEADER = "\t".join(COLUMNS) + "\n"
 _FORMATS = {"val_bpb": ".6f", "memory_gb": ".2f", "budget": "g", "train_seconds": ".1f", "total_seconds": ".1f",
             "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f"}
+_REPEATED = {"status", "parent", "split", "source", "device", "data", "sandbox"}  # one string for thousands of rows
 _TYPES = {f.name: (float if "float" in str(f.type) else f.type) for f in fields(Row)}
 
 
@@ -162,8 +164,10 @@ def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
         kind = _TYPES[name]
         if name == "val_bpb":
             values[name] = float(cell) if cell else None
+        elif kind is str:
+            values[name] = sys.intern(cell) if name in _REPEATED else cell
         else:
-            values[name] = cell if kind is str else kind(cell or 0)
+            values[name] = kind(cell or 0)
     return Row(**values)
 
 

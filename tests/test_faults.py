@@ -5,7 +5,14 @@ command continues with every row.
 """
 
 import itertools
+import os
+import pty
+import select
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +85,7 @@ def fail_at_writes(template: Path, to: Path, agents: Agents, arguments: tuple, a
 
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO"])
 def test_a_write_that_fails_is_a_clean_stop(cheap_session, tmp_path, agents, arguments, action):
-    fail_at_writes(cheap_session, tmp_path, agents, arguments, action, range(8, 40, 15))
+    fail_at_writes(cheap_session, tmp_path, agents, arguments, action, range(8, 33, 23))
 
 
 @pytest.mark.long
@@ -87,6 +94,34 @@ def test_a_write_that_fails_is_a_clean_stop(cheap_session, tmp_path, agents, arg
 def test_every_write_that_fails_is_a_clean_stop(cheap_session, tmp_path, agents, arguments, action):
     n_writes = fail_at_writes(cheap_session, tmp_path, agents, arguments, action, range(60))
     print(f"{n_writes} writes")
+
+
+@pytest.mark.long
+def test_a_disk_that_is_really_full_stops_the_loop_and_freeing_some_lets_it_go_on(cheap_session, tmp_path, arguments):
+    """On a small file system of its own, where the kernel lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=6m none {place} || exit 77
+        cp -a {cheap_session} {place}/checkout && cd {place}/checkout
+        head -c 100m /dev/zero > ../filler 2>/dev/null
+        truncate -s -$((12 * 1024)) ../filler
+        {sys.executable} agent.py {" ".join(arguments)} --experiments 5; echo "code $?"
+        cp results.tsv {tmp_path}/then.tsv; rm ../filler
+        {sys.executable} agent.py {" ".join(arguments)} --experiments 1; echo "code $?"
+        cp -a {place}/checkout {tmp_path}/after
+    """
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], capture_output=True, text=True, timeout=120,
+                          env=fakes.environment(), cwd=cheap_session)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system can be mounted here")
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and "the disk is full; make room" in said, said
+    assert [line for line in said.splitlines() if line.startswith("code ")] == ["code 1", "code 0"], said
+    then, before = (tmp_path / "then.tsv").read_bytes(), rows_of(cheap_session)
+    assert then.startswith(before) and then.endswith(b"\n")
+    rows = recovered(tmp_path / "after", then)
+    assert rows.count(b"\n") == then.count(b"\n") + 1
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
@@ -106,6 +141,25 @@ def test_a_lost_gpu_stops_the_loop_and_is_no_crash_of_the_candidate(root, agents
     code, out = agents.run(root, *arguments, "--experiments", "1")
     assert code == 0 and rows_of(root).count(b"\n") == after.count(b"\n") + 1, out
     invariants.check(root)
+
+
+def test_a_closed_terminal_changes_nothing(root, arguments):
+    before = rows_of(root)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(root)
+        os.execve(sys.executable, [sys.executable, "agent.py", *arguments], fakes.environment(TERM="xterm"))
+    trial, until = root / "runs" / "nov23" / "trial" / "train.py", time.monotonic() + 60
+    then = trial.stat().st_mtime_ns
+    while (not trial.exists() or trial.stat().st_mtime_ns == then) and time.monotonic() < until:
+        select.select([terminal], [], [], 0.1)[0] and os.read(terminal, 1 << 16)
+    os.close(terminal)
+    n_rows = rows_of(root).count(b"\n")
+    while rows_of(root).count(b"\n") < n_rows + 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert recovered(root, before).count(b"\n") >= n_rows + 3
 
 
 # -- a person -----------------------------------------------------------------------------------------------------
@@ -147,16 +201,17 @@ def clean(root: Path) -> None:
 HARMLESS = [stash, restore, collect_garbage, delete_runs, empty_results, remove_results, steer, clean]
 
 
-@pytest.mark.parametrize("deed", HARMLESS)
-def test_what_a_person_does_in_the_checkout_at_night_loses_no_row(root, agents, arguments, deed):
+def test_what_a_person_does_in_the_checkout_at_night_loses_no_row(root, agents, arguments):
     before = rows_of(root)
-    agents.start(root, *arguments, "--experiments", "4")
+    pid = agents.start(root, *arguments)
+    for deed in HARMLESS:
+        started(root, agents)
+        deed(root)
     started(root, agents)
-    deed(root)
+    os.kill(pid, signal.SIGTERM)
     code, out = agents.wait()
     assert (code, "Traceback" in out) == (0, False), out
-    rows = recovered(root, before)
-    assert rows.count(b"\n") == before.count(b"\n") + 4, out
+    assert recovered(root, before).count(b"\n") > before.count(b"\n") + len(HARMLESS), out
 
 
 def test_another_branch_checked_out_by_force_stops_the_loop_with_every_row(root, agents, arguments):

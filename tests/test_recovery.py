@@ -195,7 +195,7 @@ def kill_at_every_write(template: Path, to: Path, agents: Agents, arguments: tup
 
 
 def test_a_kill_at_some_writes_of_an_experiment(begun, tmp_path, agents, arguments):
-    kill_at_every_write(begun, tmp_path / "copies", agents, arguments, range(3, 60, 19))
+    kill_at_every_write(begun, tmp_path / "copies", agents, arguments, range(7, 60, 27))
 
 
 @pytest.mark.long
