@@ -720,12 +720,13 @@ def other_tag(root: Path) -> None:
     open_session(root, "other").release()
 
 
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("work", "action"), [(first_evening, die), (second_evening, die), (other_tag, die),
                                               (first_evening, fill_disk)])
 def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: Path, tmp_path: Path,
-                                                          work: Callable[[Path], None],
-                                                          action: Callable[[], None]) -> None:
-    for step in range(100):
+                                                          work: Callable[[Path], None], action: Callable[[], None],
+                                                          stride: int) -> None:
+    for step in range(stride - 1, 100, stride):
         root = copy(fresh if work is first_evening else session, tmp_path / str(step))
         if not stopped_at(step, action, work, root):
             assert step > 5
