@@ -293,9 +293,9 @@ class Loop:
         try:
             return runner.run(code, data=self.data, seed=seed, budget_s=budget_s, folder=self.runs, split=split,
                               on_event=self.display.event, interrupted=self.stop.now.is_set)
-        except (runner.RefereeFailed, FileNotFoundError) as error:  # the latter: somebody deletes runs/ meanwhile
+        except (runner.RefereeFailed, BrokenPipeError, FileNotFoundError) as error:  # the last: runs/ was deleted
             device = self.history[0].own.device if self.history else ""
-            return Trial(None, one_line(str(error)), seed, split, budget_s, device, self.data.hash[:8], sandbox.level())
+            return Trial(None, f"the referee failed: {one_line(str(error))}", seed, split, budget_s, device, self.data.hash[:8], sandbox.level())
 
     def blame(self, trial: Trial) -> None:
         """Raise SetupError when it was the machine that crashed: a lost GPU ends the incumbent's start as well."""

@@ -121,6 +121,7 @@ def kill_trials(root: Path, agents: Agents, arguments: tuple, times: int) -> Non
     pid = agents.start(root, *arguments)
     started(root, agents)
     while killed < times:
+        os.kill(pid, 0)
         time.sleep(dice.uniform(0, 0.2))
         size = (root / "results.tsv").stat().st_size
         found = [number for number, words in processes(root).items() if "lab.referee" in words or "train.py" in words]
