@@ -294,8 +294,8 @@ class Loop:
             return runner.run(code, data=self.data, seed=seed, budget_s=budget_s, folder=self.runs, split=split,
                               on_event=self.display.event, interrupted=self.stop.now.is_set)
         except (runner.RefereeFailed, BrokenPipeError, FileNotFoundError) as error:  # the last: runs/ was deleted
-            device = self.history[0].own.device if self.history else ""
-            return Trial(None, f"the referee failed: {one_line(str(error))}", seed, split, budget_s, device, self.data.hash[:8], sandbox.level())
+            reason, device = f"the referee failed: {error}", self.history[0].own.device if self.history else ""
+            return Trial(None, reason, seed, split, budget_s, device, self.data.hash[:8], sandbox.level())
 
     def blame(self, trial: Trial) -> None:
         """Raise SetupError when it was the machine that crashed: a lost GPU ends the incumbent's start as well."""
@@ -303,7 +303,7 @@ class Loop:
         twice = before and before.status == "crash" and before.train_seconds == trial.train_seconds == 0
         if not (trial.crashed and self.best and (twice or MACHINE_FAULT.search(trial.reason))):
             return
-        self.display.say(f"{trial.reason}: does the incumbent still start?")
+        self.display.say(f"{one_line(trial.reason, 200)}: does the incumbent still start?")
         again = self.attempt(self.store.code(self.best.number), trial.seed, "val", min(START_S, self.options.budget))
         if again and again.crashed:
             raise SetupError(f"the incumbent crashes here too ({again.reason}): look after GPU and disk (nvidia-smi, "

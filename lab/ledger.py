@@ -80,8 +80,10 @@ COLUMNS = tuple(f.name for f in fields(Row))
 HEADER = "\t".join(COLUMNS) + "\n"
 _FORMATS = {"val_bpb": ".6f", "memory_gb": ".2f", "budget": "g", "train_seconds": ".1f", "total_seconds": ".1f",
             "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f"}
-_REPEATED = {"status", "parent", "split", "source", "device", "data", "sandbox"}  # one string for thousands of rows
-_TYPES = {f.name: (float if "float" in str(f.type) else f.type) for f in fields(Row)}
+_READ = {f.name: str if f.type is str else (lambda cell: int(cell or 0)) if f.type is int else
+         (lambda cell: float(cell or 0)) for f in fields(Row)}
+_READ["val_bpb"] = lambda cell: float(cell) if cell else None
+_READ |= dict.fromkeys(("status", "parent", "split", "source", "device", "data", "sandbox"), sys.intern)  # often equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +161,7 @@ def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
     cells = line.rstrip("\n").split("\t")
     if len(cells) != len(columns):
         raise ValueError(f"{len(cells)} cells, expected {len(columns)}")
-    values = {}
-    for name, cell in zip(columns, cells, strict=True):
-        kind = _TYPES[name]
-        if name == "val_bpb":
-            values[name] = float(cell) if cell else None
-        elif kind is str:
-            values[name] = sys.intern(cell) if name in _REPEATED else cell
-        else:
-            values[name] = kind(cell or 0)
-    return Row(**values)
+    return Row(**{name: _READ[name](cell) for name, cell in zip(columns, cells, strict=True)})
 
 
 def read(path: Path) -> list[Row]:
@@ -182,7 +175,7 @@ def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
     if not header:
         return []
     columns = header.split("\t")
-    unknown = [column for column in columns if column not in _TYPES]
+    unknown = [column for column in columns if column not in _READ]
     if unknown:
         raise ValueError(f"{name} line 1: unknown columns {', '.join(map(repr, unknown[:3]))}")
     rows = []
