@@ -30,6 +30,7 @@ SETTINGS = (
     "i18n.commitEncoding=UTF-8",
 )
 GIT_WAIT_S = 2.0     # for another git process to end before its lock is called in use
+LOCK_WAIT_S = 0.5    # for a git command that a killed agent was about to start: it holds the lock until it has begun
 LOCK_AGE_S = 60.0    # where processes cannot be listed (no /proc), an older lock counts as left behind
 FULL_BYTES = 1 << 16  # less is left on a disk that is full
 OBJECT_ID = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?\s*")
@@ -202,12 +203,17 @@ def _lock(git_dir: Path) -> int:
         lock_fd = os.open(git_dir / "autoresearch.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise SetupError(f"cannot write into {git_dir}: {error.strerror}; make it writable") from None
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock_fd)
-        raise SetupError("another agent is at work in this checkout: wait for it, or use a second clone") from None
-    return lock_fd
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock_fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock_fd)
+                raise SetupError("another agent is at work in this checkout: wait for it, "
+                                 "or use a second clone") from None
+            time.sleep(0.02)
 
 
 def _git_at_work(root: Path, locks: list[Path]) -> bool:

@@ -392,14 +392,15 @@ class Store:
         return done
 
     def _lost_tip(self) -> str:
-        """Where the branch stood, from rows and candidates: the last keep, or what the last candidate was made on."""
+        """Where the branch stood: by its log, else by the last keep, or by what the last candidate was made on."""
         candidates, (_, rows) = self._candidates(), self._sound_results()
-        own = [row for row in rows if row.status != "repeat"]
-        names = [row.commit if row.status == "keep" else f"{row.commit}^" for row in reversed(own)]
-        names += [f"{candidates[number]}^" for number in sorted(candidates, reverse=True)]
         log = self.here.common_dir / "logs" / self.branch
-        names += [line.split()[1] for line in reversed(log.read_text("utf-8", "replace").splitlines())
+        logged = [line.split()[1] for line in reversed(log.read_text("utf-8", "replace").splitlines())
                   if len(line.split()) > 1] if log.exists() else []
+        own = [row for row in rows if row.status != "repeat"]
+        names = logged[:1]  # it may lag behind after a power cut: recover() then advances to the last keep
+        names += [row.commit if row.status == "keep" else f"{row.commit}^" for row in reversed(own)]
+        names += [f"{candidates[number]}^" for number in sorted(candidates, reverse=True)] + logged
         tip = next((found for name in names if (found := self.here.commit_id(name))), "")
         if not tip:
             raise SetupError(f"branch autoresearch/{self.tag} points at no commit, and no row says where it stood: "
