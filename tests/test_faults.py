@@ -247,11 +247,12 @@ PASSING = {
     "a refusal": refusal(), "a refusal in the middle": refusal(text=IDEA),
     "an edit of other text": answer(fakes.edit("other", ("no such line", "x = 1"))),
     "an edit that does not compile": answer(fakes.edit("broken", ("def main():", "def main(:"))),
-    "an answer after five minutes": answer(IDEA, wait_s=5),
+    "an answer after five minutes": answer(IDEA, wait_s=5), "413": status(413),
+    "a full context": ended("model_context_window_exceeded"),
+    "a prompt too long": status(400, message="prompt is too long"),
 }
 FATAL = {"402": status(402), "403": status(403), "404": status(404), "400": status(400),
-         "spend limit": status(429, error_code="enforced_spend_limit_reached"), "413": status(413),
-         "context": ended("model_context_window_exceeded"), "too long": status(400, message="prompt is too long")}
+         "spend limit": status(429, error_code="enforced_spend_limit_reached")}
 FEW = ("429", "a cut stream after a whole answer", "a refusal", "no byte", "an edit of other text", "500")
 
 
