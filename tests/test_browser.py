@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from test_report import CONFIRMED, HOSTILE, NIGHT
@@ -63,7 +64,7 @@ def browse(tmp_path, text: str, *options: str) -> tuple[dict, str]:
 @pytest.mark.parametrize("size", ["1280,900", "390,844"])
 def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
     rows = [*NIGHT, *CONFIRMED]
-    rows[3] = type(rows[3])(**{**vars(rows[3]), "description": HOSTILE, "note": HOSTILE, "source": HOSTILE})
+    rows[3] = replace(rows[3], description=HOSTILE, note=HOSTILE, source=HOSTILE)
     text = report.page(experiments(rows), HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE}, HOSTILE)
     seen, console = browse(tmp_path, text, f"--window-size={size}")
     assert seen["problems"] == [] and console == "" and seen["requests"] == []
