@@ -3,6 +3,7 @@
     python agent.py            research until stopped
     python agent.py report     what the rows say, as text, progress.png and report.html
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
+                               (--each: also what every kept change is worth in the final train.py)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
 """
@@ -23,8 +24,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 
+from lab import confirm as confirmation
 from lab import edits, ledger, runner, sandbox, tuner
 from lab.display import Display
 from lab.ledger import Experiment, Proposal, Row, Trial, one_line
@@ -46,6 +49,7 @@ TUNER_MEMORY = 300      # how many earlier experiments the tuner learns from
 
 def next_step(history: Sequence[Experiment], tuner_share: float) -> str:
     """"baseline", "repeat", "tuner" or "llm": a function of the rows alone, so that a restart changes nothing."""
+    history = confirmation.ideas(history)
     best = ledger.incumbent(history)
     if best is None:
         return "baseline"
@@ -153,7 +157,7 @@ class Loop:
         self.prior = ledger.experiments(store.earlier_rows())
         self.reporting: subprocess.Popen | None = None
         self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
-        for experiment in self.history[-TUNER_MEMORY:]:
+        for experiment in confirmation.ideas(self.history)[-TUNER_MEMORY:]:
             self.known.append((store.code(experiment.number), experiment.val_bpb))
 
     @property
@@ -449,7 +453,8 @@ class Loop:
         logs = {n: log for n in range(max(0, len(self.history) - 3), len(self.history)) if (log := self.log_of(n))}
         running = self.running if self.running != self.best.own.description else ""
         return Situation(program_text(), facts, self.store.code(number), tuple(self.history), tuple(self.ideas), logs,
-                         self.prior, ledger.sigma(self.history), misses(self.history), running)
+                         self.prior, ledger.sigma(self.history), misses(confirmation.ideas(self.history)),
+                         running)
 
     def log_of(self, number: int) -> str:
         """What the experiment's own trial printed; "" when the run folder is gone."""
@@ -459,12 +464,57 @@ class Loop:
 
 def confirm(loop: Loop) -> None:
     """Baseline and incumbent, fresh seeds, interleaved, on the test split that nothing else ever sees."""
+    from lab import report
+
+    loop.researcher = None  # a proposal that is drafted now would never run
     first, best = loop.history[0], loop.best
     for _ in range(CONFIRM_SEEDS):
         for experiment in (first, best) if best.number else (first,):
             current = next(e for e in loop.history if e.number == experiment.number)
             if loop.stop.asked.is_set() or loop.repeat(current, "test") is None:
                 return
+    loop.display.say(report.headline(loop.history))
+
+
+def leave_one_out(loop: Loop) -> None:
+    """Take every kept change out of the final train.py alone, and measure it; a second call goes on where one stopped.
+
+    A seed of each in turn: whenever it is stopped, the ranking is whole.
+    """
+    from lab import report
+
+    final, left = loop.store.code(loop.best.number), {}
+    for before, kept in pairwise(e for e in loop.history if e.status == "keep"):
+        code = confirmation.without(loop.store.code(before.number), loop.store.code(kept.number), final)
+        try:
+            edits.check(code or "", ())
+            left[kept] = code
+        except edits.ProposalError:
+            loop.display.say(f"#{kept.number} cannot be taken out alone, later changes build on it: "
+                             + one_line(kept.own.description, 100))
+    for n_seeds in range(1, CONFIRM_SEEDS + 1):
+        for kept, code in left.items():
+            if loop.stop.asked.is_set() or not measure_without(loop, kept, code, n_seeds):
+                return
+    for line in report.left_out(loop.history):
+        loop.display.say(line)
+
+
+def measure_without(loop: Loop, kept: Experiment, code: str, n_seeds: int) -> bool:
+    """See that a removal has `n_seeds` test values, or has crashed; False when the user ended the trial."""
+    measured = confirmation.removals(loop.history).get(kept.number)
+    if measured:
+        enough = measured.status == "crash" or len(measured.rows) >= n_seeds
+        return enough or loop.repeat(measured, "test") is not None
+    number, proposal = loop.history[-1].number + 1, Proposal(confirmation.name(kept), code, confirmation.LEFT_OUT)
+    commit = loop.save(number, proposal)
+    loop.display.experiment_started(number, proposal.description, proposal.source, loop.options.budget)
+    trial = loop.trial(code, next_seed(None, number), number, "test")
+    if trial:
+        loop.record(row_of(trial, commit=commit, status="crash" if trial.crashed else "discard", number=number,
+                           parent=loop.best.commit, description=proposal.description, source=proposal.source))
+        loop.show()
+    return trial is not None
 
 
 def read_ideas(path: Path) -> list[dict]:
@@ -554,6 +604,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                      help="in place of the API, any program that reads the prompt on stdin and answers on stdout")
     who.add_argument("--tuner-share", type=share, default=TUNER_SHARE, metavar="F",
                      help=f"the tuner's share of the turns beside a model (default: {TUNER_SHARE:g})")
+    parser.add_argument("--each", action="store_true",
+                        help="confirm: also every kept change, taken out of the final train.py alone")
     parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -636,7 +688,10 @@ def work(options: argparse.Namespace) -> int:
             elif loop.best is None:
                 raise SetupError("nothing to confirm yet: run python agent.py first")
             else:
-                confirm(loop)
+                if not options.each or len(confirmation.test_values(loop.best)) < CONFIRM_SEEDS:
+                    confirm(loop)
+                if options.each:
+                    leave_one_out(loop)
             return 0
         except SetupError as error:  # the loop had begun: a fault, not a refused start
             display.say(f"agent.py: {error}")

@@ -19,7 +19,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lab import ledger
+from lab import confirm, ledger
 from lab.ledger import Experiment, Row, one_line
 
 MAX_LABELS = 40              # keeps that progress.png names, the largest gains first
@@ -71,8 +71,7 @@ def confirmed(history: Sequence[Experiment]) -> tuple[float, float, int] | None:
     best = ledger.incumbent(history)
     if best is None or best.number == history[0].number:
         return None
-    sides = [[row.val_bpb for row in experiment.rows if row.split == "test" and row.val_bpb is not None]
-             for experiment in (history[0], best)]
+    sides = [confirm.test_values(experiment) for experiment in (history[0], best)]
     n = min(map(len, sides))
     if n < 2:
         return None
@@ -104,16 +103,41 @@ def summary(history: Sequence[Experiment], runs: Path | None = None) -> str:
     facts = [f"{name + ':':12} {value}" for name, value in _facts(history, runs)]
     kept = [f"  {number:>5} {gain:>+10.6f}  {mark:12}  {text}" for number, gain, mark, text in _keeps(history)]
     head = ["what each keep gave, against the incumbent at the time, on the validation split:"] if kept else []
-    return "\n".join([headline(history), "", *facts, "", *head, *kept]).rstrip()
+    return "\n".join([headline(history), "", *facts, "", *head, *kept, "", *left_out(history)]).rstrip()
+
+
+def left_out(history: Sequence[Experiment]) -> list[str]:
+    """What each kept change is worth in the final train.py: a heading, a line each, and what that suggests."""
+    ranking = confirm.ranking(history)
+    if not ranking:
+        return []
+    lines = [f"  {w.number:>5} {_worth(w):26}  {one_line(w.description, 80)}" for w in ranking]
+    return ["what each kept change is worth in the final train.py (taken out alone, test split):", *lines,
+            removal_advice(ranking)]
+
+
+def _worth(worth: confirm.Worth) -> str:
+    if worth.gain is None:
+        return "crashes without it"
+    return f"{worth.gain:+.6f}" + ("" if worth.error is None else f" ± {worth.error:.6f}")
+
+
+def removal_advice(ranking: Sequence[confirm.Worth]) -> str:
+    """Which changes are candidates for removal, in a sentence."""
+    if all(worth.error is None for worth in ranking):
+        return "One seed each tells no noise: let confirm --each go on."
+    names = ", ".join(f"#{worth.number}" for worth in ranking if worth.within_noise)
+    return f"Within noise, candidates for removal: {names}." if names else "None of them is within noise."
 
 
 def _facts(history: Sequence[Experiment], runs: Path | None) -> list[tuple[str, str]]:
     """(name, text) of everything that is one line, for the text and for the page."""
     rows = [row for experiment in history for row in experiment.rows]
-    best, first, sigma = ledger.incumbent(history), history[0], ledger.sigma(history)
-    count = {status: sum(e.status == status for e in history) for status in STATUSES}
-    facts = [("experiments", f"{len(history)}: {count['keep']} kept, {count['discard']} discarded, "
-                             f"{count['crash']} crashed; {len(rows) - len(history)} repeats")]
+    best, first, sigma, ideas = ledger.incumbent(history), history[0], ledger.sigma(history), confirm.ideas(history)
+    count = {status: sum(e.status == status for e in ideas) for status in STATUSES}
+    left = f"; {len(history) - len(ideas)} changes left out again" if len(ideas) < len(history) else ""
+    facts = [("experiments", f"{len(ideas)}: {count['keep']} kept, {count['discard']} discarded, "
+                             f"{count['crash']} crashed; {len(rows) - len(history)} repeats{left}")]
     if first.val_bpb is not None:
         facts.append(("baseline", f"{first.val_bpb:.6f}"))
     if best is not None and best.val_bpb is not None:
@@ -141,7 +165,7 @@ def _time_and_money(rows: Sequence[Row], runs: Path | None) -> list[tuple[str, s
         facts.append(("by part", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())))
     by_source: dict[str, list[float]] = {}
     for row in rows:
-        if row.status != "repeat" and row.source:
+        if row.status != "repeat" and row.source not in ("", confirm.LEFT_OUT):
             by_source.setdefault(row.source, []).append(row.usd)
     if by_source:
         facts.append(("money", f"${sum(row.usd for row in rows):.2f}: " + ", ".join(
@@ -267,7 +291,7 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
     line = _draw_estimate(axes, steps, ledger.sigma(history))
     _draw_points(axes, steps, rim)
     kept = sum(e.status == "keep" for e in history)
-    figure.suptitle(f"{one_line(title, 60)}: {len(history)} experiments, {kept} kept", x=0.01, ha="left",
+    figure.suptitle(f"{one_line(title, 60)}: {len(confirm.ideas(history))} experiments, {kept} kept", x=0.01, ha="left",
                     fontweight="bold", parse_math=False)
     axes.set_title(headline(history), loc="left", fontsize=10, color="#555555", parse_math=False)
     axes.set_xlabel("experiment")
@@ -320,7 +344,7 @@ def _draw_points(axes, steps: Sequence[Step], rim: float) -> None:
 def _status(step: Step) -> str:
     if step.row.val_bpb is None:
         return "crash"
-    return step.row.status if step.own and step.row.status in STATUSES else "repeat"
+    return step.row.status if step.own and step.row.split == "val" and step.row.status in STATUSES else "repeat"
 
 
 def _draw_labels(axes, renderer, steps: Sequence[Step], line: Sequence[tuple[float, float]]) -> None:
@@ -401,6 +425,7 @@ def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], pr
         "headline": html.escape(headline(history)),
         "facts": "".join(f"<dt>{html.escape(name)}<dd>{html.escape(text)}" for name, text in facts),
         "chart": chart(steps),
+        "left_out": _left_out_table(confirm.ranking(history)),
         "keeps": "".join(f"<tr><td>{number}<td>{gain:+.6f}<td>{mark}<td>{html.escape(text)}"
                          for number, gain, mark, text in _keeps(history)),
         "rows": "\n".join(_table(history, {s.row.experiment: s for s in steps if s.own}, diffs)),
@@ -408,6 +433,16 @@ def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], pr
     }
     frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
+
+
+def _left_out_table(ranking: Sequence[confirm.Worth]) -> str:
+    if not ranking:
+        return ""
+    rows = "".join(f"<tr><td>{w.number}<td>{_worth(w)}<td>{'within noise' if w.within_noise else ''}"
+                   f"<td>{html.escape(one_line(w.description, 80))}" for w in ranking)
+    return ("<p>In the final train.py, each taken out alone, on the test split: "
+            f'{html.escape(removal_advice(ranking))}</p><div class="wide"><table id="left"><thead><tr><th>#'
+            f"<th>loss without it<th><th>change</thead><tbody>{rows}</tbody></table></div>")
 
 
 def _version(package: str) -> str:
@@ -481,7 +516,8 @@ def _description(experiment: Experiment, diff: str, n_cut: int) -> str:
     row = experiment.own
     text = html.escape(one_line(row.description)) or "(no description)"
     facts = [("note: ", row.note), ("commit ", row.commit), ("parent ", row.parent), ("at ", row.when)]
-    facts += [(f"again on {r.split}, seed {r.seed}: ", f"{r.val_bpb or r.note}") for r in experiment.rows[1:]]
+    again = experiment.rows if row.split != "val" else experiment.rows[1:]
+    facts += [(f"again on {r.split}, seed {r.seed}: ", f"{r.val_bpb or r.note}") for r in again]
     lines = [html.escape(one_line(name + fact)) for name, fact in facts if fact]
     cut = f"\n... {n_cut} more characters: git show {experiment.commit[:12]}" if n_cut else ""
     body = f"<pre>{_colored(diff)}{html.escape(cut)}</pre>" if diff or cut else ""
