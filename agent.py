@@ -679,7 +679,8 @@ def work(options: argparse.Namespace) -> int:
     stop = Stop()
     with Display("autoresearch") as display:
         loop = open_session(options, display, stop)
-        display.start(loop.history)
+        display.title = f"autoresearch/{loop.store.tag}"
+        display.start(loop.history, loop.log_of(loop.best.number) if loop.best else "")
         display.limits(limits_text(options))
         stop.listen()
         try:

@@ -34,6 +34,7 @@ def running(rows=ROWS, description: str = "idea 9") -> Display:
     display.event("start", 1234)
     display.event("clock", 300.0)
     display.event("line", "step 120 | 34% | loss 3.2101 | 41000 tok/s")
+    display.event("memory", 43.96)
     return display
 
 
@@ -59,7 +60,7 @@ def test_no_line_is_wider_than_the_window_and_nothing_wraps(width, n_rows, termi
 def test_shows_what_runs_and_what_stands():
     text = screen(running(), 200)
     for fact in ("autoresearch/nov23", "incumbent #1 0.992000", "-0.008000 since the baseline", "noise 0.002828",
-                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s", "$1.25 spent",
+                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s, 44.0 GB", "$1.25 spent",
                  "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "310"):
         assert fact in text, fact
 
@@ -92,6 +93,29 @@ def test_loss_is_shown_beside_the_incumbents_at_the_same_second(monkeypatch):
     display.experiment_ended(row(1, 1.1, "discard"), experiments([ROWS[0], row(1, 1.1, "discard")]))
     trial(2, {35: 3.3})
     assert display.rival() == " (incumbent then 3.0000)" and set(display.curves) == {0, 2}
+
+
+def test_the_incumbents_losses_come_back_after_a_restart(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    log = f"compiled\nstep 5 | 10% | loss 5.1 | 80 tok/s\n{HOSTILE}\nstep 9 | 30% | loss 4.2 | 80 tok/s\nloss 9 100%"
+    display = Display("t", plain=False)
+    display.start(experiments([row(0, 1.0, "keep", budget=300)]), log)
+    display.experiment_started(1, "x", "y", 300)
+    display.event("clock", 300)
+    now[0] += 95
+    assert display.rival() == " (incumbent then 4.2000)"
+
+
+def test_a_low_window_keeps_what_runs():
+    display = running([row(i, 1 - i / 100, "keep") for i in range(9)])
+    for height in (6, 8, 10, 12, 16, 40):
+        out = io.StringIO()
+        Console(file=out, width=80, height=height).print(display.render(80, height))
+        lines = out.getvalue().splitlines()
+        assert any("training 0 of 300 s" in line for line in lines) and any("stops after" in line for line in lines)
+        assert height < 8 or len(lines) < height
+        assert ("idea 8" in out.getvalue()) == (height > 9)
 
 
 def test_rates_count_trials_and_budgets(monkeypatch):
