@@ -9,6 +9,7 @@ import html
 import json
 import math
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ class Step:
 
     row: Row
     own: bool                # an experiment's own row, not another measurement
-    x: int                   # experiments begun before or with this row, less one: its place on the axis
+    x: int                   # ideas tried before or with this row, less one: its place on the axis
     before: float | None     # the incumbent's estimate when the row was judged
     after: float | None      # ... and once it counted
     n_trials: int            # behind `after`
@@ -50,7 +51,7 @@ def walk(history: Sequence[Experiment]) -> list[Step]:
     best, x = -1, -1
     for row in rows:
         own = row.experiment not in values
-        x += own
+        x += own and row.split == "val"
         before = _mean(values.get(best, []))
         mine = values.setdefault(row.experiment, [])
         if row.split == "val" and row.val_bpb is not None:
@@ -280,6 +281,7 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
 
     steps = [step for step in walk(history) if step.row.split == "val"]
     figure = Figure(figsize=(14, 7.5), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, high = _range(steps)
@@ -320,7 +322,7 @@ def _draw_estimate(axes, steps: Sequence[Step], sigma: float | None) -> list[tup
         half = [sigma / math.sqrt(step.n_trials) for step in (*known, known[-1])]
         axes.fill_between(x, [v - h for v, h in zip(y, half, strict=True)],
                           [v + h for v, h in zip(y, half, strict=True)],
-                          step="post", color=COLORS["line"], alpha=0.2, linewidth=0, label="its standard error")
+                          step="post", color=COLORS["line"], alpha=0.25, linewidth=0, label="± its standard error")
     axes.step(x, y, where="post", color=COLORS["line"], linewidth=1.8, label="incumbent's estimate", zorder=3)
     return list(zip(x, y, strict=True))
 
@@ -419,12 +421,13 @@ def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], pr
     """The whole page; every value goes through html.escape, and the frame is filled in one pass."""
     steps = walk(history)
     facts = _facts(history, runs) if history else []
-    facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "anthropic", "optuna"))))
+    versions = [f"{name} {_version(name)}" for name in ("torch", "anthropic", "optuna")]
+    facts.append(("versions", ", ".join([f"python {platform.python_version()}", *versions])))
     parts = {
         "title": html.escape(one_line(title, 80)),
         "headline": html.escape(headline(history)),
         "facts": "".join(f"<dt>{html.escape(name)}<dd>{html.escape(text)}" for name, text in facts),
-        "chart": chart(steps),
+        "chart": chart(steps, ledger.sigma(history)),
         "left_out": _left_out_table(confirm.ranking(history)),
         "keeps": "".join(f"<tr><td>{number}<td>{gain:+.6f}<td>{mark}<td>{html.escape(text)}"
                          for number, gain, mark, text in _keeps(history)),
@@ -441,8 +444,8 @@ def _left_out_table(ranking: Sequence[confirm.Worth]) -> str:
     rows = "".join(f"<tr><td>{w.number}<td>{_worth(w)}<td>{'within noise' if w.within_noise else ''}"
                    f"<td>{html.escape(one_line(w.description, 80))}" for w in ranking)
     return ("<p>In the final train.py, each taken out alone, on the test split: "
-            f'{html.escape(removal_advice(ranking))}</p><div class="wide"><table id="left"><thead><tr><th>#'
-            f"<th>loss without it<th><th>change</thead><tbody>{rows}</tbody></table></div>")
+            f'<b>{html.escape(removal_advice(ranking))}</b></p><div class="wide"><table id="left"><thead><tr><th>#'
+            f"<th>worse without it by<th><th>change</thead><tbody>{rows}</tbody></table></div>")
 
 
 def _version(package: str) -> str:
@@ -452,8 +455,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def chart(steps: Sequence[Step]) -> str:
-    """Inline SVG, one <g class="p"> with a tooltip a row."""
+def chart(steps: Sequence[Step], sigma: float | None = None) -> str:
+    """Inline SVG, one <g class="p"> with a tooltip a row; the band is one standard error of the estimate."""
     width, height, margin = 1000.0, 360.0, (70.0, 990.0, 26.0, 330.0)  # left, right, top, bottom
     low, high = _range(steps)
     last = max((step.x for step in steps), default=0) or 1
@@ -472,11 +475,15 @@ def chart(steps: Sequence[Step]) -> str:
     unit = 10 ** math.floor(math.log10(max(last, 10) / 5))
     for x in range(0, last + 1, next(unit * k for k in (1, 2, 5, 10) if unit * k * 8 >= last)):
         svg.append(f'<text x="{at(x, None)[0]:.1f}" y="{height - 4:g}" text-anchor="middle">{x}</text>')
-    path = ""
-    for step in steps:
-        if step.after is not None:
-            x, y = at(step.x, step.after)
-            path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}"
+    known = [step for step in steps if step.after is not None]
+    changes = [step for last, step in zip([None, *known], known, strict=False) if last is None or
+               (last.after, last.n_trials) != (step.after, step.n_trials)]
+    for one, two in zip(changes, [*changes[1:], *known[-1:]], strict=True) if sigma else ():
+        half = sigma / math.sqrt(one.n_trials)
+        (x, y), (right, foot) = at(one.x, min(high, one.after + half)), at(two.x, one.after - half)
+        svg.append(f'<rect class="band" x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{foot - y:.1f}"/>')
+    corners = [at(step.x, step.after) for step in known]
+    path = "".join(f"H{x:.1f}V{y:.1f}" if i else f"M{x:.1f} {y:.1f}" for i, (x, y) in enumerate(corners))
     svg.append(f'<path class="estimate" d="{path}"/>' if path else "")
     order = {"discard": 0, "repeat": 1, "crash": 2, "keep": 3}
     svg += [_point(step, *at(step.x, step.row.val_bpb)) for step in sorted(steps, key=lambda s: order[_status(s)])]
