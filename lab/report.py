@@ -289,7 +289,7 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
     room = 0.05 + 0.02 * min(20, sum(e.status == "keep" for e in history))  # for the names below the line
     axes.set_ylim(low - room * (high - low), rim + 0.05 * (high - low))
     last = max((step.x for step in steps), default=0)
-    axes.set_xlim(-0.02 * max(last, 5), max(last, 5) * 1.02)
+    axes.set_xlim(-0.02 * max(last, 5), max(1.02 * last, last + 0.6, 5))
     line = _draw_estimate(axes, steps, ledger.sigma(history))
     _draw_points(axes, steps, rim)
     kept = sum(e.status == "keep" for e in history)

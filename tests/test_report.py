@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agent
 from lab import ledger, report
 from lab.ledger import Row, experiments
+from prepare import SetupError
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
 
@@ -278,3 +280,24 @@ def test_ten_thousand_experiments_take_seconds_and_megabytes(tmp_path):
     report.write(tmp_path, history, "", diffs)
     assert time.perf_counter() - started < 15  # the bar is 5 s, and 2 s were measured on an idle machine of 2 cores
     assert (tmp_path / "report.html").stat().st_size < 20e6
+
+
+@pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44",
+                                  "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbase\nb"])
+def test_the_command_reads_whatever_a_night_left(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / "results.tsv").write_text(text)
+    assert agent.report_session(agent.parse(["report"])) == 0
+    out = capsys.readouterr().out
+    assert ("No experiment was kept" if text and "base\t" in text else "Nothing is measured yet.") in out
+    assert (tmp_path / "report.html").exists() and png_size((tmp_path / "progress.png").read_bytes())
+
+
+def test_a_damaged_line_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent, "ROOT", tmp_path)
+    (tmp_path / "results.tsv").write_text(ledger.HEADER + "a\tb\n")
+    with pytest.raises(SetupError, match=r"results.tsv line 2: 2 cells, expected 21: restore the line"):
+        agent.report_session(agent.parse(["report"]))
