@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
 
@@ -669,7 +669,8 @@ def compile_train() -> None:
 
 def limits_text(options: argparse.Namespace) -> str:
     """When it will stop by itself."""
-    words = {"experiments": "after {:g} experiments", "hours": "after {:g} hours", "max_usd": "at ${:g}"}
+    end = f"{datetime.now() + timedelta(hours=options.hours or 0):%H:%M}"
+    words = {"experiments": "after {:g} experiments", "hours": f"after {{:g}} hours, at {end}", "max_usd": "at ${:g}"}
     given = [text.format(getattr(options, name)) for name, text in words.items() if getattr(options, name) is not None]
     return "stops " + (" or ".join(given) if given else "when you press Ctrl-C")
 

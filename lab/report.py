@@ -89,9 +89,11 @@ def headline(history: Sequence[Experiment]) -> str:
         return "No experiment was kept: the baseline stands."
     if result := confirmed(history):
         gain, error, n = result
-        verdict = ("" if gain > 2 * error else "; the incumbent is worse than the baseline" if gain < -2 * error else
-                   "; within the noise, not to be told from no gain")
-        return f"Confirmed gain {gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split){verdict}."
+        figure = f"{gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split)"
+        if gain > 2 * error:
+            return f"Confirmed gain {figure}."
+        return f"No gain confirmed: {figure}, " + ("the incumbent is worse than the baseline." if gain < -2 * error else
+                                                   "within the noise.")
     gain = (history[0].val_bpb or math.nan) - (best.val_bpb or math.nan)
     return (f"Not confirmed yet: {gain:.6f} below the baseline on the validation split, which flatters, "
             "for the lowest was picked. python agent.py confirm measures it.")

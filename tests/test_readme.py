@@ -9,7 +9,7 @@ import pytest
 from fakes import ROOT
 
 from agent import parse
-from lab import ledger
+from lab import ledger, report
 from lab.ledger import Row
 
 README = (ROOT / "README.md").read_text()
@@ -79,3 +79,8 @@ def test_pictures_and_links_are_there():
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert {"docs/terminal.png", "docs/progress.png"} <= set(links)
     assert all((ROOT / link).is_file() for link in links if "://" not in link)
+
+
+def test_the_sample_is_what_the_program_says_of_the_sessions_rows():
+    history = ledger.experiments(ledger.read(ROOT / "docs" / "results.tsv"))
+    assert "```text\n" + "\n".join([report.headline(history), *report.left_out(history)]) + "\n```" in README
