@@ -25,7 +25,7 @@ from lab.ledger import Experiment, Row, one_line
 
 MAX_LABELS = 40              # keeps that progress.png names, the largest gains first
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
-MAX_DIFFS_CHARS = 6_000_000  # of all, the newest first: the page stays under 20 MB
+MAX_DIFFS_CHARS = 5_000_000  # of all, the newest first: the page stays under 20 MB
 STATUSES = ("keep", "discard", "crash", "repeat")
 COLORS = {"keep": "#009E73", "discard": "#8a8a8a", "crash": "#D55E00", "repeat": "#CC79A7",
           "line": "#0072B2"}  # told apart by colour-blind eyes (Okabe-Ito), and by shape

@@ -1,10 +1,19 @@
 """The terminal: every width, hostile text, plain lines."""
 
+import fcntl
 import io
+import os
+import pty
 import re
+import select
+import struct
+import subprocess
 import sys
+import termios
+import time
 
 import pytest
+from fakes import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -193,3 +202,48 @@ def test_standing_and_pack():
     assert standing([]) == "no incumbent yet"
     assert standing(experiments([ROWS[2]])) == "no incumbent yet"
     assert pack(["a" * 8, "", "b" * 8, "c" * 30], 20) == ["aaaaaaaa, bbbbbbbb", "c" * 30]
+
+
+RESIZED = """\
+import sys, time
+from lab.display import Display
+
+with Display("t") as display:
+    display.say("a line that stays")
+    display.experiment_started(0, "x " * 200, "tuner", 300)
+    display.event("clock", 300)
+    sys.stdin.readline()
+"""
+
+
+def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
+    master, slave = pty.openpty()
+
+    def resize(columns: int) -> None:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+
+    def read_until(text: str) -> str:
+        """What the terminal was sent, up to `text`."""
+        seen, until = b"", time.monotonic() + 60
+        while text not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="ignore")):
+            assert time.monotonic() < until, seen[-2000:]
+            seen += os.read(master, 1 << 16) if select.select([master], [], [], 1)[0] else b""
+        return seen.decode(errors="ignore")
+
+    resize(100)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, "-c", RESIZED], cwd=ROOT, stdin=slave, stdout=slave,
+                               env=environment | {"TERM": "xterm-256color"})
+    try:
+        first = read_until("\n" + "━" * 100 + "\r")
+        resize(40)
+        second = read_until("\n" + "━" * 40 + "\r")
+        os.write(master, b"\n")
+        last = read_until("training")
+        process.wait(30)
+    finally:
+        process.kill()
+        os.close(slave)
+        os.close(master)
+    assert first.count("a line that stays") == 1 and "\x1b[2J" not in first + second + last  # nothing is wiped
+    assert process.returncode == 0
