@@ -13,12 +13,13 @@ import termios
 import time
 
 import pytest
-from fakes import ROOT
+from fakes import ROOT, TRAIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from lab import runner
 from lab.display import SHOWN, Display, pack, standing
 from lab.ledger import Row, experiments
 
@@ -247,3 +248,10 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
         os.close(master)
     assert first.count("a line that stays") == 1 and "\x1b[2J" not in first + second + last  # nothing is wiped
     assert process.returncode == 0
+
+
+def test_the_referee_tells_the_memory_of_a_running_trial(corpus, tmp_path):
+    told = []
+    trial = runner.run(TRAIN, data=corpus, seed=1, budget_s=1.5, folder=tmp_path,
+                       on_event=lambda kind, value: told.append(value) if kind == "memory" else None)
+    assert trial.val_bpb and told and 0.01 < max(told) < 2 * trial.memory_gb + 0.5
