@@ -463,26 +463,33 @@ class Loop:
 
 
 def confirm(loop: Loop) -> None:
-    """Baseline and incumbent, fresh seeds, interleaved, on the test split that nothing else ever sees."""
+    """Say what fresh seeds on the test split say; with --each also of every kept change, taken out alone."""
     from lab import report
 
     loop.researcher = None  # a proposal that is drafted now would never run
+    each = loop.options.each and loop.options.word == "confirm"
+    if not each or len(confirmation.test_values(loop.best)) < CONFIRM_SEEDS:
+        measure_again(loop)
+    loop.display.say(report.headline(loop.history))
+    for line in report.left_out(loop.history) if each and leave_one_out(loop) else ():
+        loop.display.say(line)
+
+
+def measure_again(loop: Loop) -> None:
+    """Baseline and incumbent, fresh seeds, interleaved, on the test split that nothing else ever sees."""
     first, best = loop.history[0], loop.best
     for _ in range(CONFIRM_SEEDS):
         for experiment in (first, best) if best.number else (first,):
             current = next(e for e in loop.history if e.number == experiment.number)
             if loop.stop.asked.is_set() or loop.repeat(current, "test") is None:
                 return
-    loop.display.say(report.headline(loop.history))
 
 
-def leave_one_out(loop: Loop) -> None:
-    """Take every kept change out of the final train.py alone, and measure it; a second call goes on where one stopped.
+def leave_one_out(loop: Loop) -> bool:
+    """Take every kept change out of the final train.py alone, and measure it; False when it was stopped.
 
-    A seed of each in turn: whenever it is stopped, the ranking is whole.
+    A seed of each in turn: whenever it is stopped, the ranking is whole. A second call goes on where the first stopped.
     """
-    from lab import report
-
     final, left = loop.store.code(loop.best.number), {}
     for before, kept in pairwise(e for e in loop.history if e.status == "keep"):
         code = confirmation.without(loop.store.code(before.number), loop.store.code(kept.number), final)
@@ -492,12 +499,9 @@ def leave_one_out(loop: Loop) -> None:
         except edits.ProposalError:
             loop.display.say(f"#{kept.number} cannot be taken out alone, later changes build on it: "
                              + one_line(kept.own.description, 100))
-    for n_seeds in range(1, CONFIRM_SEEDS + 1):
-        for kept, code in left.items():
-            if loop.stop.asked.is_set() or not measure_without(loop, kept, code, n_seeds):
-                return
-    for line in report.left_out(loop.history):
-        loop.display.say(line)
+    seeds = range(1, CONFIRM_SEEDS + 1)
+    return all(not loop.stop.asked.is_set() and measure_without(loop, kept, code, n_seeds)
+               for n_seeds in seeds for kept, code in left.items())
 
 
 def measure_without(loop: Loop, kept: Experiment, code: str, n_seeds: int) -> bool:
@@ -690,10 +694,7 @@ def work(options: argparse.Namespace) -> int:
             elif loop.best is None:
                 raise SetupError("nothing to confirm yet: run python agent.py first")
             else:
-                if not options.each or len(confirmation.test_values(loop.best)) < CONFIRM_SEEDS:
-                    confirm(loop)
-                if options.each:
-                    leave_one_out(loop)
+                confirm(loop)
             return 0
         except SetupError as error:  # the loop had begun: a fault, not a refused start
             display.say(f"agent.py: {error}")
