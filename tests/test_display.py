@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -13,15 +14,15 @@ import termios
 import time
 
 import pytest
-from fakes import ROOT, TRAIN
+from fakes import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from lab import runner
 from lab.display import SHOWN, Display, pack, standing
 from lab.ledger import Row, experiments
+from lab.referee import Channel
 
 HOSTILE = "[red]bold[/red] [link=file:///]x[/link] \x1b[31m\x1b]0;title\x07 \r\nsecond\tline \u202e 漢字 😀 [/nope]"
 
@@ -250,8 +251,18 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
     assert process.returncode == 0
 
 
-def test_the_referee_tells_the_memory_of_a_running_trial(corpus, tmp_path):
-    told = []
-    trial = runner.run(TRAIN, data=corpus, seed=1, budget_s=1.5, folder=tmp_path,
-                       on_event=lambda kind, value: told.append(value) if kind == "memory" else None)
-    assert trial.val_bpb and told and 0.01 < max(told) < 2 * trial.memory_gb + 0.5
+def test_the_referee_tells_the_memory_of_a_running_trial(capsys):
+    pipes = [os.pipe() for _ in range(3)]  # tokens, events, log
+    channel = Channel(pipes[0][1], pipes[1][0], pipes[2][0])
+    channel.watched_at = -1e9
+    child = subprocess.Popen([sys.executable, "-c", "data = b'x' * 60_000_000; print(flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        channel.turn(time.monotonic() + 0.01, "")
+    finally:
+        child.communicate(b"\n")
+        for fd in sum(pipes, ()):
+            os.close(fd)
+    told = json.loads(capsys.readouterr().out)
+    assert told["event"] == "memory" and 0.06 < told["value"] < 10
