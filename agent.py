@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -37,10 +38,15 @@ from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, Data, SetupError, default_data, open_data, progress_bar
 
 ROOT = Path(__file__).resolve().parent
+FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
 REPEAT_AFTER = 8        # experiments without a keep until the incumbent is measured once more: luck does not last
 CONFIRM_SEEDS = 3       # fresh seeds of baseline and of incumbent
+CONFIRM_SHARE = 0.4     # of --hours, at most
 TUNER_SHARE = 0.3       # of the turns, beside an LLM; tests/bench/bench_tuner.py
 PATIENCE_S = 60.0       # how long the GPU waits for a proposal under way before the tuner takes the turn
+START_S = 1.0           # of training, to see whether the incumbent still starts
+MACHINE_FAULT = re.compile(r"CUDA error|CUDA driver|no CUDA|NVML|CUDNN|CUBLAS|NCCL|HIP error|the referee|No space left|"
+                           r"Input/output error|device.{0,20}(lost|unavailable|not available)", re.I)
 TUNER_MEMORY = 300      # how many earlier experiments the tuner learns from
 
 
@@ -68,8 +74,7 @@ def tuner_credit(history: Sequence[Experiment], tuner_share: float) -> float:
 
 def misses(history: Sequence[Experiment]) -> int:
     """Experiments since the last keep."""
-    best = ledger.incumbent(history)
-    return len(history) - 1 - history.index(best) if best else 0
+    return next((n for n, experiment in enumerate(reversed(history)) if experiment.status == "keep"), 0)
 
 
 def judge(trial: Trial, history: Sequence[Experiment], lines_saved: int) -> tuple[str, str]:
@@ -78,14 +83,15 @@ def judge(trial: Trial, history: Sequence[Experiment], lines_saved: int) -> tupl
     Fewer code lines are kept too when the loss is within one measured sigma of the session's lowest estimate; the bound
     against the lowest, not the last, stops any creep.
     """
-    best, noise = ledger.incumbent(history), ledger.sigma(history)
+    best = ledger.incumbent(history)
     if trial.crashed:
         return "crash", ""
     if best is None or trial.val_bpb < best.val_bpb:
         return "keep", ""
-    lowest = min(e.val_bpb for e in history if e.status == "keep" and e.val_bpb is not None)
-    if lines_saved > 0 and noise is not None and trial.val_bpb <= lowest + noise:
-        return "keep", f"simpler: {lines_saved} lines fewer, within one sigma ({noise:.6f}) of the lowest"
+    if lines_saved > 0 and (noise := ledger.sigma(history)) is not None:
+        lowest = min(e.val_bpb for e in history if e.status == "keep" and e.val_bpb is not None)
+        if trial.val_bpb <= lowest + noise:
+            return "keep", f"simpler: {lines_saved} lines fewer, within one sigma ({noise:.6f}) of the lowest"
     return "discard", ""
 
 
@@ -119,11 +125,19 @@ class Stop:
     def __init__(self):
         self.asked = threading.Event()  # stop after this trial
         self.now = threading.Event()    # stop the trial too
+        self.terminals: list[int] = []
 
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda *_: self._mute())
+        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+
+    def _mute(self) -> None:
+        """The terminal is gone: every further word to it would be an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for fd in self.terminals:
+            os.dup2(nowhere, fd)
 
     def _on_signal(self, *_) -> None:
         (self.now if self.asked.is_set() else self.asked).set()
@@ -141,11 +155,13 @@ class Loop:
         self.researcher, self.stop = researcher, stop
         self.results, self.runs = ROOT / "results.tsv", ROOT / "runs" / store.tag
         self.runs.mkdir(parents=True, exist_ok=True)
-        self.history = ledger.experiments(ledger.read(self.results))
+        rows = ledger.read(self.results)
+        self.history = ledger.experiments(rows)
         self.tried = store.fingerprints()
         self.fixed = fixed_files(data)
         self.started_at = time.monotonic()
         self.new = 0                                # experiments of this process, the baseline aside
+        self.paid_usd = sum(row.usd for row in rows)
         self.owed_usd = 0.0                         # billed for answers that never became a row; the next row pays
         self.spent_out = False                      # what is left of --max-usd pays for no further call
         self.llm_back_at, self.llm_failures = 0.0, 0
@@ -157,8 +173,9 @@ class Loop:
         self.prior = ledger.experiments(store.earlier_rows())
         self.reporting: subprocess.Popen | None = None
         self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
-        for experiment in confirmation.ideas(self.history)[-TUNER_MEMORY:]:
-            self.known.append((store.code(experiment.number), experiment.val_bpb))
+        ideas = confirmation.ideas(self.history)[-TUNER_MEMORY:]
+        codes = store.codes(experiment.number for experiment in ideas)
+        self.known.extend((codes[e.number], e.val_bpb) for e in ideas if e.number in codes)
 
     @property
     def best(self) -> Experiment | None:
@@ -166,7 +183,7 @@ class Loop:
 
     @property
     def spent_usd(self) -> float:
-        return self.owed_usd + sum(row.usd for experiment in self.history for row in experiment.rows)
+        return self.owed_usd + self.paid_usd
 
     def run(self) -> str:
         """Research until a limit is reached; say which."""
@@ -206,7 +223,7 @@ class Loop:
         if self.options.hours is None or len(self.history) < 2:
             return 0.0
         needed = 2 * CONFIRM_SEEDS * self.trial_s()
-        return needed if needed < 0.4 * 3600 * self.options.hours else 0.0
+        return needed if needed < CONFIRM_SHARE * 3600 * self.options.hours else 0.0
 
     # -- one experiment, one trial
 
@@ -234,7 +251,8 @@ class Loop:
         if verdict == "keep":
             if note := self.store.advance(commit):
                 self.display.say(note)
-            runner.keep_cache(self.runs)
+            if (self.runs / "trial" / "cache").is_dir():
+                runner.keep_cache(self.runs)
         elif number == 0:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{self.store.tag}/); mend train.py, "
                              f"commit it and start again with --tag {self.store.tag}-2")
@@ -265,14 +283,36 @@ class Loop:
     def trial(self, code: str, seed: int, number: int, split: str) -> Trial | None:
         """Run one trial; None when the user's second Ctrl-C ended it. Stops when something fixed has changed."""
         self.check_fixed()
-        trial = runner.run(code, data=self.data, seed=seed, budget_s=self.options.budget, folder=self.runs, split=split,
-                           on_event=self.display.event, interrupted=self.stop.now.is_set)
+        trial = self.attempt(code, seed, split, self.options.budget)
         if trial:
+            self.runs.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
             runner.save_log(trial, self.runs / f"{number:04d}-{seed}")
             if self.history and trial.device != self.history[0].own.device:
                 raise SetupError(f"this session was measured on {self.history[0].own.device}, this machine has "
                                  f"{trial.device}; start another with --tag {self.store.tag}-2")
+            self.blame(trial)
         return trial
+
+    def attempt(self, code: str, seed: int, split: str, budget_s: float) -> Trial | None:
+        """One run of one train.py; that the referee itself fell over is a crash as well."""
+        try:
+            return runner.run(code, data=self.data, seed=seed, budget_s=budget_s, folder=self.runs, split=split,
+                              on_event=self.display.event, interrupted=self.stop.now.is_set)
+        except (runner.RefereeFailed, FileNotFoundError) as error:  # the latter: somebody deletes runs/ meanwhile
+            device = self.history[0].own.device if self.history else ""
+            return Trial(None, one_line(str(error)), seed, split, budget_s, device, self.data.hash[:8], sandbox.level())
+
+    def blame(self, trial: Trial) -> None:
+        """Raise SetupError when it was the machine that crashed: a lost GPU ends the incumbent's start as well."""
+        before = self.history[-1].own if self.history else None
+        twice = before and before.status == "crash" and before.train_seconds == trial.train_seconds == 0
+        if not (trial.crashed and self.best and (twice or MACHINE_FAULT.search(trial.reason))):
+            return
+        self.display.say(f"{trial.reason}: does the incumbent still start?")
+        again = self.attempt(self.store.code(self.best.number), trial.seed, "val", min(START_S, self.options.budget))
+        if again and again.crashed:
+            raise SetupError(f"the incumbent crashes here too ({again.reason}): look after GPU and disk (nvidia-smi, "
+                             "df), then run the same command again; the experiment does not count")
 
     def check_fixed(self) -> None:
         changed = [name for name, digest in fixed_files(self.data).items() if self.fixed.get(name) != digest]
@@ -282,15 +322,15 @@ class Loop:
 
     def record(self, row: Row) -> None:
         """The commit point."""
-        ledger.append(self.results, row)
-        places = {experiment.number: i for i, experiment in enumerate(self.history[-1:], len(self.history) - 1)}
+        for line in self.store.append(row):
+            self.display.say(line)
+        row = ledger.parse_row(ledger.format_row(row))  # rounded, as a restart reads it
         if row.status == "repeat":
-            places = {experiment.number: i for i, experiment in enumerate(self.history)}
-        if row.experiment in places:
-            i = places[row.experiment]
-            self.history[i] = Experiment(row.experiment, (*self.history[i].rows, row))
+            at = next(i for i, experiment in enumerate(self.history) if experiment.number == row.experiment)
+            self.history[at] = Experiment(row.experiment, (*self.history[at].rows, row))
         else:
             self.history.append(Experiment(row.experiment, (row,)))
+        self.paid_usd += row.usd
         self.display.experiment_ended(row, self.history)
 
     def show(self) -> None:
@@ -306,8 +346,10 @@ class Loop:
         self.drafter.shutdown(wait=True, cancel_futures=True)
         if self.reporting:
             self.reporting.wait()
-        self.store.close()
-        self.store.release()
+        try:
+            self.store.close()
+        finally:
+            self.store.release()
 
     def steering(self) -> str:
         """A note for the row when program.md has changed since the last one."""
@@ -424,6 +466,7 @@ class Loop:
         idea = {"when": utc_now(), "description": description, "source": error.source,
                 "reason": one_line(str(error), 500), "usd": error.usd}
         self.ideas.append(idea)
+        self.runs.mkdir(parents=True, exist_ok=True)
         with open(self.runs / "unapplied.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(idea) + "\n")
 
@@ -676,7 +719,9 @@ def limits_text(options: argparse.Namespace) -> str:
     end = f"{datetime.now() + timedelta(hours=options.hours or 0):%H:%M}"
     words = {"experiments": "after {:g} experiments", "hours": f"after {{:g}} hours, at {end}", "max_usd": "at ${:g}"}
     given = [text.format(getattr(options, name)) for name, text in words.items() if getattr(options, name) is not None]
-    return "stops " + (" or ".join(given) if given else "when you press Ctrl-C")
+    hurried = options.hours and 2 * CONFIRM_SEEDS * 1.1 * options.budget > CONFIRM_SHARE * 3600 * options.hours
+    return ("stops " + (" or ".join(given) if given else "when you press Ctrl-C")
+            + (": too soon to confirm, run python agent.py confirm afterwards" if hurried else ""))
 
 
 def work(options: argparse.Namespace) -> int:
@@ -688,19 +733,37 @@ def work(options: argparse.Namespace) -> int:
         display.start(loop.history, loop.log_of(loop.best.number) if loop.best else "")
         display.limits(limits_text(options))
         stop.listen()
+        faults = []  # not refused starts: the loop had begun
         try:
-            if options.word == "research":
-                display.say(f"stopped: {loop.run()}")
-            elif loop.best is None:
-                raise SetupError("nothing to confirm yet: run python agent.py first")
-            else:
-                confirm(loop)
-            return 0
-        except SetupError as error:  # the loop had begun: a fault, not a refused start
-            display.say(f"agent.py: {error}")
-            return 1
+            do(options, loop, display)
+        except FAULTS as error:
+            faults.append(fault_line(error))
         finally:
-            loop.close()
+            try:
+                loop.close()
+            except FAULTS as error:
+                faults.append(fault_line(error))
+        if faults:
+            display.say(f"agent.py: {faults[0]}")
+    return 1 if faults else 0
+
+
+def do(options: argparse.Namespace, loop: Loop, display: Display) -> None:
+    if options.word == "research":
+        display.say(f"stopped: {loop.run()}")
+    elif loop.best is None:
+        raise SetupError("nothing to confirm yet: run python agent.py first")
+    else:
+        confirm(loop)
+
+
+def fault_line(error: Exception) -> str:
+    """What the user reads of a fault that no retry mends."""
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        return "the disk is full; make room and run the same command again: it continues"
+    if isinstance(error, SetupError):
+        return str(error)
+    return f"{one_line(str(error))}; put that right and run the same command again: it continues"
 
 
 def report_session(options: argparse.Namespace) -> int:
@@ -734,16 +797,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sandbox.hide()
     try:
         return report_session(options) if options.word == "report" else work(options)
-    except SetupError as error:
-        print(f"agent.py: {error}", file=sys.stderr)
-        return 2
+    except FAULTS as error:
+        print(f"agent.py: {fault_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, SetupError) else 1
     except KeyboardInterrupt:
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print("agent.py: the disk is full; make room and run the same command again: it continues", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ of the user takes part, Ctrl-C cuts no command in half, and text from a model tr
 of sessions and rows, but for one case: without a HEAD git runs no command, and the last row says what HEAD was.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,10 +25,13 @@ SETTINGS = (
     "core.fsync=objects,reference", "core.fsyncMethod=fsync",  # what the row relies on is on the disk before it
     "core.hooksPath=/dev/null",                                # the user's hooks would see, and may refuse, every step
     "core.fsmonitor=false", "core.commitGraph=false",          # caches that can be stale or damaged
+    "core.filesRefLockTimeout=3000", "core.packedRefsTimeout=3000",  # milliseconds: a git gc of the user may be at work
+    "gc.auto=0", "maintenance.auto=false",                     # nothing is packed or pruned while a trial waits
     "i18n.commitEncoding=UTF-8",
 )
 GIT_WAIT_S = 2.0     # for another git process to end before its lock is called in use
 LOCK_AGE_S = 60.0    # where processes cannot be listed (no /proc), an older lock counts as left behind
+FULL_BYTES = 1 << 16  # less is left on a disk that is full
 OBJECT_ID = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?\s*")
 
 
@@ -88,8 +92,11 @@ class Checkout:
                 stdout_as_string=False, strip_newline_in_stdout=False, start_new_session=True)
 
     def git(self, *words: str, data: bytes | None = None, env: dict[str, str] | None = None) -> bytes:
-        """What a command prints. Raises SetupError, with git's own words, where it fails."""
+        """What a command prints. Raises SetupError, with git's own words, where it fails; OSError for a full disk."""
         status, out, error = self.run(*words, data=data, env=env)
+        full = os.strerror(errno.ENOSPC)  # which git does not always say
+        if status and (full in error or shutil.disk_usage(self.common_dir).free < FULL_BYTES):
+            raise OSError(errno.ENOSPC, full)
         if status:
             said = ledger.one_line(error, 200) or f"exit status {status}"
             raise SetupError(f"git {words[0]} failed: {said}; put that right and start again, the session continues")

@@ -8,9 +8,10 @@ Does not decide what is kept. Damage that it cannot undo without losing somethin
 """
 
 import hashlib
+import os
 import re
-import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from prepare import SetupError
 FILES = ("train.py", "program.md", "results.tsv")  # what a candidate's tree replaces
 STEERED = {"program.md", "results.tsv"}            # may differ from HEAD at any time
 UNFINISHED = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
+EXACT_BYTES = 1 << 18  # of rows (about 1 000) that every candidate copies; beyond, when they have grown by a sixteenth
 INDEX_WAIT_S = 0.5   # for an editor's look at the index; a stale index is put right by the next call
 
 
@@ -34,6 +36,10 @@ class Store:
     tag: str = ""
     new: bool = False        # the branch does not exist before `begin`
     leaving: str = ""        # tag of the session that a new one starts from
+    rows_fd: int = -1        # results.tsv as we left it, even where somebody has put another file in its place
+    rows_seen: tuple = ()    # what that file looked like
+    rows_copy: tuple[str, int] = ("", 0)  # git's last copy of the rows: blob and bytes
+    last_code: tuple[int, str] = (-1, "")
 
     # -- opening --------------------------------------------------------------------------------------------------
 
@@ -54,6 +60,7 @@ class Store:
 
     def release(self) -> None:
         """Let go of the checkout, and of git's helpers."""
+        self._hold_rows(False)
         self.here.release()
 
     @property
@@ -130,6 +137,7 @@ class Store:
             leaving = Store(self.here, self.leaving)
             done = leaving.recover()
             leaving.close()
+            leaving._hold_rows(False)
         else:
             self.here.clear_locks([self.branch])
         write_durably(self.root / "results.tsv", ledger.HEADER.encode())  # first: a session never begins with old rows
@@ -138,7 +146,7 @@ class Store:
         self.new = False
         return done + [f"started session {self.tag} on branch autoresearch/{self.tag}"]
 
-    # -- the loop's three calls -----------------------------------------------------------------------------------
+    # -- the loop's four calls ------------------------------------------------------------------------------------
 
     @property
     def branch(self) -> str:
@@ -150,9 +158,51 @@ class Store:
     def save(self, number: int, code: str, subject: str, body: str = "") -> str:
         """Commit a candidate under its ref, on top of the branch's head, which stays where it is."""
         parent = self._checked_out_tip()
-        commit = self._commit(self._tree(parent, code), [parent], subject, body)
+        tree = self._tree(parent, self._blobs(encode(code), thrifty=True))
+        commit = self._commit(tree, [parent], subject, body)
         self.here.git("update-ref", self.candidate_ref(number), commit)
         return commit
+
+    def append(self, row: Row) -> list[str]:
+        """The commit point: the row is on the disk, after all earlier ones, whatever was done to the file meanwhile.
+
+        Returns a line for each thing that had to be mended. Raises SetupError where another branch is checked out: the
+        session's branch then holds the rows, this one too.
+        """
+        done, path = [], self.root / "results.tsv"
+        if (self.here.git_dir / "HEAD").read_text() != f"ref: {self.branch}\n":
+            self._append_unseen(row)
+        if self._look() != self.rows_seen:  # git stash, git restore, an editor
+            done = self._recover_results(self._sound_results()[0])
+        ledger.append(path, row)
+        self._hold_rows()
+        return done
+
+    def _append_unseen(self, row: Row) -> None:
+        """Commit the row on the session's branch, whose results.tsv is not in the work tree. Raises SetupError."""
+        tip = self.here.resolve(f"{self.branch}^{{commit}}")
+        rows = max(self._rows_left(), self.here.show(self.branch, "results.tsv"), key=len)
+        blob = self.here.git("hash-object", "-w", "--stdin", data=rows + ledger.format_row(row).encode())
+        tree = self._tree(tip, {"results.tsv": blob.decode().strip()})
+        self._move(self._commit(tree, [tip], "Rows of a trial that ended on another branch", ""), tip)
+        self._checked_out_tip()
+
+    def _look(self) -> tuple:
+        """What tells that nobody else has written results.tsv."""
+        path = self.root / "results.tsv"
+        status = path.stat() if path.exists() else None
+        return (status.st_ino, status.st_size, status.st_mtime_ns) if status else ()
+
+    def _hold_rows(self, hold: bool = True) -> None:
+        """Remember results.tsv as it is now; its descriptor keeps the rows when another file takes its place."""
+        if self.rows_fd >= 0:
+            os.close(self.rows_fd)
+        self.rows_fd = os.open(self.root / "results.tsv", os.O_RDONLY | os.O_CLOEXEC) if hold else -1
+        self.rows_seen = self._look() if hold else ()
+
+    def _rows_left(self) -> bytes:
+        """The rows as we left them."""
+        return os.pread(self.rows_fd, os.fstat(self.rows_fd).st_size, 0) if self.rows_fd >= 0 else b""
 
     def advance(self, commit: str) -> str:
         """Make a kept candidate the branch's head and train.py; idempotent. Returns a note for the user, or ""."""
@@ -173,9 +223,9 @@ class Store:
     def close(self) -> str:
         """Commit the last rows and program.md on the branch; returns the commit, or "" where nothing has changed."""
         tip = self._checked_out_tip()
-        tree, commit = self._tree(tip), ""
+        tree, commit = self._tree(tip, self._blobs()), ""
         if tree != self.here.ids(f"{tip}^{{tree}}")[0]:
-            commit = self._commit(tree, [tip], *_closing_message(self.tag, _parse(self._results())))
+            commit = self._commit(tree, [tip], *_closing_message(self.tag, ledger.parse(self._results())))
             self._move(commit, tip)
         self._align_index()
         return commit
@@ -193,17 +243,29 @@ class Store:
 
     def _join(self, commit: str, tip: str) -> str:
         """A commit of a kept candidate and of what was committed by hand while its trial ran."""
-        tree = self._tree(tip, self.code_of(commit))
+        tree = self._tree(tip, self._blobs(encode(self.code_of(commit))))
         return self._commit(tree, [tip, commit], "Join the kept experiment with commits made by hand", "")
 
-    def _tree(self, base: str, code: str | None = None) -> str:
-        """The tree of `base` with program.md and results.tsv as they stand, and train.py where it is given."""
-        names = [name for name in sorted(STEERED) if (self.root / name).is_file()]
-        out = self.here.git("hash-object", "-w", "--no-filters", "--", *names) if names else b""
-        blobs = dict(zip(names, out.decode().split(), strict=True))
-        if code is not None:
-            out = self.here.git("hash-object", "-w", "--no-filters", "--stdin", data=encode(code))
-            blobs["train.py"] = out.decode().strip()
+    def _blobs(self, code: bytes | None = None, thrifty: bool = False) -> dict[str, str]:
+        """Blob by name: program.md and results.tsv as they stand, and train.py where `code` is given.
+
+        Thrifty: of many rows the last copy, until a sixteenth has come on top. One with every candidate would grow with
+        the square of their number: 12 GB after 20 000.
+        """
+        sizes = {name: (self.root / name).stat().st_size for name in sorted(STEERED) if (self.root / name).is_file()}
+        copy, n_copied = self.rows_copy
+        n_bytes = sizes.get("results.tsv", 0)
+        old = {"results.tsv": copy} if thrifty and EXACT_BYTES < n_copied <= n_bytes < n_copied * 17 // 16 else {}
+        names, stdin = [name for name in sizes if name not in old], ["--stdin"] if code is not None else []
+        words = ("hash-object", "-w", "--no-filters", *stdin, "--", *names)
+        out = self.here.git(*words, data=code) if stdin or names else b""
+        blobs = dict(zip(["train.py"] * len(stdin) + names, out.decode().split(), strict=True)) | old
+        if "results.tsv" in names:
+            self.rows_copy = blobs["results.tsv"], n_bytes
+        return blobs
+
+    def _tree(self, base: str, blobs: dict[str, str]) -> str:
+        """The tree of `base` with these files in it."""
         entries = {}
         for line in self.here.git("ls-tree", "-z", base).split(b"\0")[:-1]:
             meta, name = line.split(b"\t", 1)
@@ -263,13 +325,30 @@ class Store:
         return decode(self.here.git("cat-file", "blob", f"{commit}:train.py"))
 
     def code(self, number: int) -> str:
-        """An experiment's train.py."""
-        return decode(self.here.git("cat-file", "blob", f"{self.candidate_ref(number)}:train.py"))
+        """An experiment's train.py. Raises SetupError where git has lost it."""
+        if self.last_code[0] != number:  # the incumbent's is asked for again and again
+            self.last_code = number, decode(self.here.git("cat-file", "blob", f"{self.candidate_ref(number)}:train.py"))
+        return self.last_code[1]
+
+    def codes(self, numbers: Iterable[int]) -> dict[int, str]:
+        """train.py by experiment, in one call of git; what git has lost is left out."""
+        wanted, found = list(numbers), {}
+        names = "".join(f"{self.candidate_ref(number)}:train.py\n" for number in wanted).encode()
+        out, at = self.here.git("cat-file", "--batch", data=names), 0
+        for number in wanted:
+            end = out.index(b"\n", at)
+            head, at = out[at:end].split(), end + 1
+            if head[-1] != b"missing":
+                found[number] = decode(out[at : at + int(head[-1])])
+                at += int(head[-1]) + 1
+        return found
 
     def fingerprints(self) -> set[str]:
-        """What the candidates' commit messages say of their syntax trees: a line `fingerprint: ...` each."""
-        out = self.here.git("for-each-ref", "--format=%(contents:body)", f"refs/autoresearch/{self.tag}/")
-        return {line.split()[1].decode() for line in out.splitlines() if line.startswith(b"fingerprint: ")}
+        """What the candidates' commit messages say of their syntax trees, in the last line: what stands above is text
+        of a model, in which no NUL can stand."""
+        out = self.here.git("for-each-ref", "--format=%(contents:body)%00", f"refs/autoresearch/{self.tag}/")
+        last = [body.strip().rpartition(b"\n")[2] for body in out.split(b"\0")]
+        return {line.split()[1].decode() for line in last if line.startswith(b"fingerprint: ")}
 
     def diff(self, number: int) -> str:
         """What an experiment changed in the train.py that was the incumbent."""
@@ -283,7 +362,7 @@ class Store:
         rows = []
         for name in names:
             with suppress(ValueError):  # a damaged file of another session is no reason to stop this one
-                rows += _parse(self.here.show(name, "results.tsv")) if name != self.branch else []
+                rows += ledger.parse(self.here.show(name, "results.tsv")) if name != self.branch else []
         return rows
 
     # -- recovery -------------------------------------------------------------------------------------------------
@@ -309,6 +388,7 @@ class Store:
         done += self._recover_candidates(rows)
         kept = next((row for row in reversed(rows) if row.status == "keep"), None)
         done += self._recover_head(tip, kept)
+        self._hold_rows()
         return done
 
     def _lost_tip(self) -> str:
@@ -334,7 +414,7 @@ class Store:
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 write_durably(aside, damaged)
             write_durably(path, sound)
-            done.append("mended results.tsv from git's copy of it")
+            done.append("mended results.tsv from a copy of it")
         cut = ledger.repair(path)
         return done + ([f"results.tsv: {cut}"] if cut else [])
 
@@ -378,24 +458,24 @@ class Store:
         return done
 
     def _sound_results(self) -> tuple[bytes, list[Row]]:
-        """results.tsv and its rows, with git's copy in place of lines that are damaged or lost; a torn last line stays.
+        """results.tsv and its rows, with a copy in place of lines that are damaged or lost; a torn last line stays.
 
-        Git's copy is the longest that the last candidate or the branch holds of this session's rows.
+        The copy is the longest of this session's rows that the last candidate, the branch or this process holds.
         """
         data, candidates = self._results(), self._candidates()
         whole = data[: data.rfind(b"\n") + 1]
         commits = [candidates[n] for n in sorted(candidates)[-1:]] + [self.branch]
-        copies = [self.here.show(commit, "results.tsv") for commit in commits]
+        copies = [self._rows_left(), *(self.here.show(commit, "results.tsv") for commit in commits)]
         copy = max((copy for copy in copies if _first_commit(copy) and
                     candidates.get(0, "").startswith(_first_commit(copy))), key=len, default=b"")
         if copy == whole or not copy.startswith(whole):
             try:
-                return data, _parse(whole)
+                return data, ledger.parse(whole)
             except ValueError:
                 pass
         mended = copy + b"\n".join(data.split(b"\n")[copy.count(b"\n"):])
         try:
-            return mended, _parse(mended)
+            return mended, ledger.parse(mended)
         except ValueError as error:
             raise SetupError(f"{error}: mend that line by hand, then start again") from None
 
@@ -430,11 +510,3 @@ def _closing_message(tag: str, rows: list[Row]) -> tuple[str, str]:
 def _first_commit(data: bytes) -> str:
     """The commit in the first row: the baseline's, which tells one session's rows from another's."""
     return (data.split(b"\n") + [b""])[1].split(b"\t")[0].decode("utf-8", "replace")
-
-
-def _parse(data: bytes) -> list[Row]:
-    """Rows of a results.tsv that may exist only in git. Raises ValueError naming the line that is damaged."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "results.tsv"
-        path.write_bytes(data)
-        return ledger.read(path)

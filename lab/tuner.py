@@ -52,11 +52,14 @@ def propose(code: str, history: Sequence[tuple[str, float | None]], seed: int,
     if not found:
         return None
     rng = random.Random(seed)
-    study = _study(found, history, rng.randrange(2**31))
+    told, studies = _told(found, history), {}
     for _ in range(ATTEMPTS):
-        chosen = sorted(rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE))))
-        trial = study.ask({found[i].name: _distribution(found[i]) for i in chosen})
-        changes = [(found[i], _decode(found[i], trial.params[found[i].name])) for i in chosen]
+        chosen = tuple(sorted(rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE)))))
+        few = [found[i] for i in chosen]
+        if chosen not in studies:
+            studies[chosen] = _study(few, told, rng.randrange(2**31))
+        trial = studies[chosen].ask({knob.name: _distribution(knob) for knob in few})
+        changes = [(knob, _decode(knob, trial.params[knob.name])) for knob in few]
         changes = [(knob, value) for knob, value in changes if value != knob.value]
         if changes and is_new(candidate := _rewrite(code, changes)):
             words = ", ".join(f"{knob.name} {knob.text} -> {_write(knob, value)}" for knob, value in changes)
@@ -67,7 +70,7 @@ def propose(code: str, history: Sequence[tuple[str, float | None]], seed: int,
 # Reading and writing constants
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=320)  # of some 30 KB; a few more than agent.py remembers
 def _find(code: str) -> tuple[Knob, ...]:
     source = code.encode()
     line_starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source))]
@@ -200,21 +203,26 @@ def _distribution(knob: Knob):
     return optuna.distributions.FloatDistribution(here - reach, here + reach)
 
 
-def _study(found: Sequence[Knob], history: Sequence[tuple[str, float | None]], seed: int):
-    """An in-memory study that was told the trials whose train.py has the same constants, a crash as the worst."""
+def _told(found: Sequence[Knob], history: Sequence[tuple[str, float | None]]) -> list[tuple[float, dict]]:
+    """(val_bpb, values by name) of the trials whose train.py has the same constants: best first, crashes last."""
+    names = {knob.name for knob in found}
+    told = [(values, bpb) for values, bpb in ((_values(code), bpb) for code, bpb in history) if values.keys() == names]
+    worst = max((bpb for _, bpb in told if bpb is not None), default=0.0)
+    scored = sorted((worst if bpb is None else bpb, sorted(values.items())) for values, bpb in told)
+    return [(bpb, dict(values)) for bpb, values in scored[:TOLD]]
+
+
+def _study(few: Sequence[Knob], told: Sequence[tuple[float, dict]], seed: int):
+    """An in-memory study of a few knobs: the sampler looks at each alone, and optuna copies all that it is told."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # one density a constant: a joint one, the default, knows too little from a hundred trials (74 % found, not 86 %)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=False)
     study = optuna.create_study(sampler=sampler)
-    names = {knob.name for knob in found}
-    told = [(values, bpb) for values, bpb in ((_values(code), bpb) for code, bpb in history) if values.keys() == names]
-    worst = max((bpb for _, bpb in told if bpb is not None), default=0.0)
-    scored = sorted((worst if bpb is None else bpb, sorted(values.items())) for values, bpb in told)[:TOLD]
-    space = {knob.name: _distribution(knob) for knob in found}
-    for bpb, values in scored:
-        places = {k.name: _within(space[k.name], _encode(k, dict(values)[k.name])) for k in found}
+    space = {knob.name: _distribution(knob) for knob in few}
+    for bpb, values in told:
+        places = {knob.name: _within(space[knob.name], _encode(knob, values[knob.name])) for knob in few}
         study.add_trial(optuna.trial.create_trial(params=places, distributions=space, value=bpb))
     return study
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["GIT_TEST_FSYNC"] = "false"  # git's own switch; no test pulls the plug, and a busy disk takes 50 ms
+
+import stand_in  # noqa: E402
 
 from prepare import Data, open_data  # noqa: E402
 
@@ -56,3 +60,28 @@ def corpus(cache: Path, corpus_path: Path) -> Data:
 def builtin(cache: Path) -> Data:
     """The builtin corpus, prepared once (10 s)."""
     return open_data("builtin")
+
+
+@pytest.fixture(scope="session")
+def cheap_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose trials cost a tenth of a second; to be copied."""
+    return stand_in.make(tmp_path_factory.mktemp("cheap") / "checkout")
+
+
+@pytest.fixture(scope="session")
+def agents(cheap_checkout: Path, corpus: Data) -> Iterator[stand_in.Agents]:
+    """Agents for such checkouts."""
+    agents = stand_in.Agents(cheap_checkout)
+    yield agents
+    agents.close()
+
+
+@pytest.fixture(scope="session")
+def cheap_session(cheap_checkout: Path, agents: stand_in.Agents, corpus_path: Path,
+                  tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a checkout with a session nov23 of four rows at rest; to be copied."""
+    root = Path(shutil.copytree(cheap_checkout, tmp_path_factory.mktemp("session") / "checkout", symlinks=True))
+    code, out = agents.run(root, "--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path),
+                           "--experiments", "3")
+    assert code == 0, out
+    return root

@@ -30,6 +30,7 @@ def plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture(scope="module")
@@ -719,12 +720,13 @@ def other_tag(root: Path) -> None:
     open_session(root, "other").release()
 
 
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("work", "action"), [(first_evening, die), (second_evening, die), (other_tag, die),
                                               (first_evening, fill_disk)])
 def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: Path, tmp_path: Path,
-                                                          work: Callable[[Path], None],
-                                                          action: Callable[[], None]) -> None:
-    for step in range(100):
+                                                          work: Callable[[Path], None], action: Callable[[], None],
+                                                          stride: int) -> None:
+    for step in range(stride - 1, 100, stride):
         root = copy(fresh if work is first_evening else session, tmp_path / str(step))
         if not stopped_at(step, action, work, root):
             assert step > 5
@@ -773,6 +775,73 @@ def test_a_kept_experiment_takes_few_git_commands(root: Path, monkeypatch: pytes
         commit = store.save(1, "print(2)\n", "next", "")
         store.advance(commit)
     assert len(commands) <= 13, commands
+
+
+def test_copies_of_the_rows_grow_with_their_number_not_with_its_square(root: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.store.EXACT_BYTES", 2000)
+    with open_session(root) as store:
+        experiment(store, True)
+        for _ in range(60):
+            experiment(store, False)
+        commits = refs(root, "refs/autoresearch/nov23/").values()
+        copies = {git(root, "rev-parse", f"{commit}:results.tsv") for commit in commits}
+        sizes = [int(git(root, "cat-file", "-s", copy)) for copy in copies]
+        assert 16 < len(copies) < 45 and max(sizes) > 0.9 * (root / "results.tsv").stat().st_size
+        invariants.check(root)
+        store.close()
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_text_of_a_model_is_no_fingerprint(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        store.save(1, "print(2)\n", "x", "because\nfingerprint: forged\n\nsource: m\nfingerprint: true")
+        store.save(2, "print(3)\n", "x", "fingerprint: forged\n\nsource: m")
+        assert store.fingerprints() == {"true"}
+
+
+@pytest.mark.parametrize("harm", ["restore", "remove", "empty", "cut", "other"])
+def test_a_row_is_appended_after_all_earlier_ones_whatever_was_done_to_the_file(root: Path, harm: str) -> None:
+    path = root / "results.tsv"
+    with open_session(root) as store:
+        for keep in (True, True, False, False):
+            experiment(store, keep)
+        before = path.read_bytes()
+        harms = {"restore": lambda: git(root, "restore", "results.tsv"), "remove": path.unlink,
+                 "empty": lambda: path.write_bytes(b""), "cut": lambda: os.truncate(path, len(before) - 20),
+                 "other": lambda: (path.unlink(), path.write_text("shopping\n"))}
+        commit = store.save(4, "print(9)\n", "x", "")
+        harms[harm]()
+        row = Row(commit, 1.5, status="discard", experiment=4)
+        store.append(row)
+        assert path.read_bytes() == before + ledger.format_row(row).encode()
+    with open_session(root):
+        invariants.check(root)
+
+
+def test_a_comment_that_a_person_writes_into_a_row_stays(root: Path) -> None:
+    path = root / "results.tsv"
+    with open_session(root) as store:
+        experiment(store, True)
+        path.write_text(path.read_text().replace("\tx\t", "\tlook at this\t"))
+        assert store.append(Row(store.save(1, "print(2)\n", "x"), 1.5, status="discard", experiment=1)) == []
+        assert [row.description for row in store.rows()] == ["look at this", ""]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_row_that_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path, number: int,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.tsv"
+    path.write_text(ledger.HEADER)
+
+    def fail(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        ledger.append(path, Row("abc", 1.0))
+    assert path.read_text() == ledger.HEADER
 
 
 def test_open_files_do_not_grow(root: Path) -> None:
