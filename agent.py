@@ -3,6 +3,7 @@
     python agent.py            research until stopped
     python agent.py report     what the rows say, as text, progress.png and report.html
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
+                               (--each: also what every kept change is worth in the final train.py)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
 """
@@ -23,9 +24,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 
+from lab import confirm as confirmation
 from lab import edits, ledger, runner, sandbox, tuner
 from lab.display import Display
 from lab.ledger import Experiment, Proposal, Row, Trial, one_line
@@ -52,6 +55,7 @@ TUNER_MEMORY = 300      # how many earlier experiments the tuner learns from
 
 def next_step(history: Sequence[Experiment], tuner_share: float) -> str:
     """"baseline", "repeat", "tuner" or "llm": a function of the rows alone, so that a restart changes nothing."""
+    history = confirmation.ideas(history)
     best = ledger.incumbent(history)
     if best is None:
         return "baseline"
@@ -169,8 +173,9 @@ class Loop:
         self.prior = ledger.experiments(store.earlier_rows())
         self.reporting: subprocess.Popen | None = None
         self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
-        codes = store.codes(experiment.number for experiment in self.history[-TUNER_MEMORY:])
-        self.known.extend((codes[e.number], e.val_bpb) for e in self.history[-TUNER_MEMORY:] if e.number in codes)
+        ideas = confirmation.ideas(self.history)[-TUNER_MEMORY:]
+        codes = store.codes(experiment.number for experiment in ideas)
+        self.known.extend((codes[e.number], e.val_bpb) for e in ideas if e.number in codes)
 
     @property
     def best(self) -> Experiment | None:
@@ -491,7 +496,8 @@ class Loop:
         logs = {n: log for n in range(max(0, len(self.history) - 3), len(self.history)) if (log := self.log_of(n))}
         running = self.running if self.running != self.best.own.description else ""
         return Situation(program_text(), facts, self.store.code(number), tuple(self.history), tuple(self.ideas), logs,
-                         self.prior, ledger.sigma(self.history), misses(self.history), running)
+                         self.prior, ledger.sigma(self.history), misses(confirmation.ideas(self.history)),
+                         running)
 
     def log_of(self, number: int) -> str:
         """What the experiment's own trial printed; "" when the run folder is gone."""
@@ -500,6 +506,19 @@ class Loop:
 
 
 def confirm(loop: Loop) -> None:
+    """Say what fresh seeds on the test split say; with --each also of every kept change, taken out alone."""
+    from lab import report
+
+    loop.researcher = None  # a proposal that is drafted now would never run
+    each = loop.options.each and loop.options.word == "confirm"
+    if not each or len(confirmation.test_values(loop.best)) < CONFIRM_SEEDS:
+        measure_again(loop)
+    loop.display.say(report.headline(loop.history))
+    for line in report.left_out(loop.history) if each and leave_one_out(loop) else ():
+        loop.display.say(line)
+
+
+def measure_again(loop: Loop) -> None:
     """Baseline and incumbent, fresh seeds, interleaved, on the test split that nothing else ever sees."""
     first, best = loop.history[0], loop.best
     for _ in range(CONFIRM_SEEDS):
@@ -507,6 +526,42 @@ def confirm(loop: Loop) -> None:
             current = next(e for e in loop.history if e.number == experiment.number)
             if loop.stop.asked.is_set() or loop.repeat(current, "test") is None:
                 return
+
+
+def leave_one_out(loop: Loop) -> bool:
+    """Take every kept change out of the final train.py alone, and measure it; False when it was stopped.
+
+    A seed of each in turn: whenever it is stopped, the ranking is whole. A second call goes on where the first stopped.
+    """
+    final, left = loop.store.code(loop.best.number), {}
+    for before, kept in pairwise(e for e in loop.history if e.status == "keep"):
+        code = confirmation.without(loop.store.code(before.number), loop.store.code(kept.number), final)
+        try:
+            edits.check(code or "", ())
+            left[kept] = code
+        except edits.ProposalError:
+            loop.display.say(f"#{kept.number} cannot be taken out alone, later changes build on it: "
+                             + one_line(kept.own.description, 100))
+    seeds = range(1, CONFIRM_SEEDS + 1)
+    return all(not loop.stop.asked.is_set() and measure_without(loop, kept, code, n_seeds)
+               for n_seeds in seeds for kept, code in left.items())
+
+
+def measure_without(loop: Loop, kept: Experiment, code: str, n_seeds: int) -> bool:
+    """See that a removal has `n_seeds` test values, or has crashed; False when the user ended the trial."""
+    measured = confirmation.removals(loop.history).get(kept.number)
+    if measured:
+        enough = measured.status == "crash" or len(measured.rows) >= n_seeds
+        return enough or loop.repeat(measured, "test") is not None
+    number, proposal = loop.history[-1].number + 1, Proposal(confirmation.name(kept), code, confirmation.LEFT_OUT)
+    commit = loop.save(number, proposal)
+    loop.display.experiment_started(number, proposal.description, proposal.source, loop.options.budget)
+    trial = loop.trial(code, next_seed(None, number), number, "test")
+    if trial:
+        loop.record(row_of(trial, commit=commit, status="crash" if trial.crashed else "discard", number=number,
+                           parent=loop.best.commit, description=proposal.description, source=proposal.source))
+        loop.show()
+    return trial is not None
 
 
 def read_ideas(path: Path) -> list[dict]:
@@ -596,6 +651,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                      help="in place of the API, any program that reads the prompt on stdin and answers on stdout")
     who.add_argument("--tuner-share", type=share, default=TUNER_SHARE, metavar="F",
                      help=f"the tuner's share of the turns beside a model (default: {TUNER_SHARE:g})")
+    parser.add_argument("--each", action="store_true",
+                        help="confirm: also every kept change, taken out of the final train.py alone")
     parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -659,7 +716,8 @@ def compile_train() -> None:
 
 def limits_text(options: argparse.Namespace) -> str:
     """When it will stop by itself."""
-    words = {"experiments": "after {:g} experiments", "hours": "after {:g} hours", "max_usd": "at ${:g}"}
+    end = f"{datetime.now() + timedelta(hours=options.hours or 0):%H:%M}"
+    words = {"experiments": "after {:g} experiments", "hours": f"after {{:g}} hours, at {end}", "max_usd": "at ${:g}"}
     given = [text.format(getattr(options, name)) for name, text in words.items() if getattr(options, name) is not None]
     hurried = options.hours and 2 * CONFIRM_SEEDS * 1.1 * options.budget > CONFIRM_SHARE * 3600 * options.hours
     return ("stops " + (" or ".join(given) if given else "when you press Ctrl-C")
@@ -671,7 +729,8 @@ def work(options: argparse.Namespace) -> int:
     stop = Stop()
     with Display("autoresearch") as display:
         loop = open_session(options, display, stop)
-        display.start(loop.history)
+        display.title = f"autoresearch/{loop.store.tag}"
+        display.start(loop.history, loop.log_of(loop.best.number) if loop.best else "")
         display.limits(limits_text(options))
         stop.listen()
         faults = []  # not refused starts: the loop had begun

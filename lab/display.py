@@ -17,6 +17,7 @@ SHOWN = 8             # experiments in the table
 REDRAWS_A_S = 4
 WIDE = 100            # columns from which the table has room for source, memory and time
 STYLES = {"keep": "bold green", "crash": "red", "discard": ""}
+_SHARE = re.compile(r"\b([0-9]{1,3})%")
 _LOSS, _RATE = re.compile(r"loss ([0-9]{1,6}\.?[0-9]{0,6})"), re.compile(r"([0-9]{1,12}) tok/s")
 
 
@@ -30,7 +31,7 @@ class Display:
         self.standing = "nothing is measured yet"                # the incumbent in words, made once a row
         self.number, self.now, self.phase = 0, "", ""            # the trial under way
         self.status, self.stops = "", ""                         # the researcher; the user's limits
-        self.budget_s, self.clock, self.loss, self.rate = 0.0, 0.0, "", ""
+        self.budget_s, self.clock, self.loss, self.rate, self.memory = 0.0, 0.0, "", "", ""
         self.began, self.busy_s, self.ended, self.usd = time.monotonic(), 0.0, 0, 0.0
         self.curves: dict[int, list[tuple[float, float]]] = {}   # (second, loss): this trial's and the incumbent's
 
@@ -40,7 +41,7 @@ class Display:
             from rich.live import Live
 
             console = Console()
-            self.live = Live(console=console, get_renderable=lambda: self.render(console.width),
+            self.live = Live(console=console, get_renderable=lambda: self.render(console.width, console.height),
                              refresh_per_second=REDRAWS_A_S)
             self.live.start()
         return self
@@ -58,8 +59,11 @@ class Display:
         else:
             print(one_line(line, 1000), flush=True)
 
-    def start(self, history: Sequence[Experiment]) -> None:
+    def start(self, history: Sequence[Experiment], log: str = "") -> None:
+        """The session as it stands; log: what the incumbent's own trial printed, for its losses."""
         self.history = history
+        if best := ledger.incumbent(history):
+            self.curves[best.number] = curve(log, best.own.budget)
         self.standing = standing(history)
         self.usd = sum(row.usd for experiment in history for row in experiment.rows)
 
@@ -71,7 +75,8 @@ class Display:
         self.status = one_line(status, 200)
 
     def experiment_started(self, number: int, description: str, source: str, budget_s: float) -> None:
-        self.number, self.budget_s, self.clock, self.loss, self.rate = number, budget_s, 0.0, "", ""
+        self.number, self.budget_s, self.clock = number, budget_s, 0.0
+        self.loss, self.rate, self.memory = "", "", ""
         self.now, self.phase = f"#{number} {one_line(description, 200)} ({one_line(source, 60)})", "starting"
         if self.plain:
             self.say(self.now)
@@ -84,6 +89,8 @@ class Display:
             self.curves[self.number] = []
         elif kind == "score":
             self.phase, self.busy_s = "scoring", self.busy_s + self.budget_s
+        elif kind == "memory":
+            self.memory = f"{float(value):.1f} GB"
         elif kind == "line":
             loss, rate = _LOSS.search(str(value)), _RATE.search(str(value))
             self.rate = f"{int(rate[1]):,} tok/s" if rate else self.rate
@@ -107,7 +114,7 @@ class Display:
         facts = [f"{self.phase} {spent_s:.0f} of {self.budget_s:g} s" if self.phase == "training" else self.phase]
         if self.loss:
             facts.append(f"loss {self.loss}{self.rival()}")
-        return [*facts, self.rate]
+        return [*facts, self.rate, self.memory]
 
     def rival(self) -> str:
         """The incumbent's loss at the same second of its own trial, if it ran in this process."""
@@ -124,22 +131,30 @@ class Display:
         return [rate, f"{100 * (self.busy_s + running_s) / elapsed_s:.0f} % of the time training",
                 f"${self.usd:.2f} spent", self.stops]
 
-    def render(self, width: int):
-        """All that is live, no line wider than `width`."""
+    def render(self, width: int, height: int = 50):
+        """All that is live, no line wider than `width`; a low window shows fewer of the last experiments."""
         from rich.console import Group
         from rich.text import Text
 
         def lines(facts: Sequence[str], style: str = "") -> list[Text]:
             return [Text(line, style, no_wrap=True, overflow="ellipsis") for line in pack(facts, width)]
 
-        parts = [*lines([self.title, *self.standing.split(", ")]), recent(self.history[-SHOWN:], width)]
+        above, below = lines([self.title, *self.standing.split(", ")]), []
         if self.now:
             spent_s = min(self.budget_s, time.monotonic() - self.clock) if self.phase == "training" else 0.0
             spent_s = self.budget_s if self.phase == "scoring" else spent_s
             done = min(width, int(width * spent_s / self.budget_s)) if self.budget_s else 0
             bar = Text.assemble(("━" * done, "cyan"), ("━" * (width - done), "bright_black"))
-            parts += [*lines([self.now], "bold"), bar, *lines(self.facts())]
-        return Group(*parts, *lines([self.status], "dim"), *lines(self.pace(), "dim"))
+            below = [*lines([self.now], "bold"), bar, *lines(self.facts())]
+        below += [*lines([self.status], "dim"), *lines(self.pace(), "dim")]
+        room = height - len(above) - len(below) - 2  # the table's head, and the cursor's line
+        return Group(*above, *([recent(self.history[-min(SHOWN, room):], width)] if room > 0 else []), *below)
+
+
+def curve(log: str, budget_s: float) -> list[tuple[float, float]]:
+    """(second, loss) from the progress lines of an earlier trial, which name the spent share of the budget."""
+    found = ((_SHARE.search(line), _LOSS.search(line)) for line in log.splitlines())
+    return [(int(share[1]) / 100 * budget_s, float(loss[1])) for share, loss in found if share and loss]
 
 
 def best_number(history: Sequence[Experiment]) -> int | None:

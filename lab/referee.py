@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Channel:
         self.requests = bytearray()
         self.selector = selectors.DefaultSelector()
         self.watched_at, self.disk_bytes = time.monotonic(), free_bytes()
+        self.used_gb: Callable[[], float] = resident_gb  # what the trial takes at the moment, for the eye
         for fd in filter(None, (tokens_fd, events_fd, log_fd)):
             os.set_blocking(fd, False)
         self.selector.register(events_fd, selectors.EVENT_READ)
@@ -112,6 +113,7 @@ class Channel:
         if self.log_fd and now - self.watched_at > WATCH_EVERY_S:
             self.watched_at = now
             watch(self.disk_bytes)
+            self.tell("memory", round(self.used_gb(), 3))
         ready = [key.fd for key, _ in self.selector.select(min(deadline - now, WATCH_EVERY_S))]
         if self.log_fd in ready:
             self.read_log()
@@ -178,6 +180,15 @@ def watch(disk_bytes: float) -> None:
         kilobytes = {line.split(b":")[0]: int(line.split()[1]) for line in f}
     if kilobytes[b"MemAvailable"] < 0.04 * kilobytes[b"MemTotal"]:
         raise Foul("out of memory")
+
+
+def resident_gb() -> float:
+    """Memory that the trial's processes hold, shared pages counted in each; 0 where there is no /proc."""
+    n_pages = 0
+    for pid in sandbox.descendants(os.getpid()):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", "rb") as f:
+            n_pages += int(f.read().split()[1])
+    return n_pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def feed(channel: Channel, data: Data, budget_s: float, start_limit_s: float, started_at: float, facts: dict) -> int:
@@ -366,6 +377,8 @@ def judge(channel: Channel, data: Data, spec: dict, started_at: float) -> dict:
     facts: dict = {"device": torch.cuda.get_device_name() if device == "cuda" else f"{device} x{os.cpu_count()}",
                    "val_bpb": None, "reason": ""}
     idle_bytes, limits = used_bytes(device), Limits(**spec.get("limits", {}))
+    if device == "cuda":
+        channel.used_gb = lambda: max(0, used_bytes(device) - idle_bytes) / 1e9
     try:
         rows_an_ask = feed(channel, data, spec["budget"], limits.start_s, started_at, facts)
         facts["memory_gb"] = max(0, used_bytes(device) - idle_bytes) / 1e9

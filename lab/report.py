@@ -9,6 +9,7 @@ import html
 import json
 import math
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -19,12 +20,12 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lab import ledger
+from lab import confirm, ledger
 from lab.ledger import Experiment, Row, one_line
 
 MAX_LABELS = 40              # keeps that progress.png names, the largest gains first
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
-MAX_DIFFS_CHARS = 6_000_000  # of all, the newest first: the page stays under 20 MB
+MAX_DIFFS_CHARS = 5_000_000  # of all, the newest first: the page stays under 20 MB
 STATUSES = ("keep", "discard", "crash", "repeat")
 COLORS = {"keep": "#009E73", "discard": "#8a8a8a", "crash": "#D55E00", "repeat": "#CC79A7",
           "line": "#0072B2"}  # told apart by colour-blind eyes (Okabe-Ito), and by shape
@@ -36,7 +37,7 @@ class Step:
 
     row: Row
     own: bool                # an experiment's own row, not another measurement
-    x: int                   # experiments begun before or with this row, less one: its place on the axis
+    x: int                   # ideas tried before or with this row, less one: its place on the axis
     before: float | None     # the incumbent's estimate when the row was judged
     after: float | None      # ... and once it counted
     n_trials: int            # behind `after`
@@ -50,7 +51,7 @@ def walk(history: Sequence[Experiment]) -> list[Step]:
     best, x = -1, -1
     for row in rows:
         own = row.experiment not in values
-        x += own
+        x += own and row.split == "val"
         before = _mean(values.get(best, []))
         mine = values.setdefault(row.experiment, [])
         if row.split == "val" and row.val_bpb is not None:
@@ -71,8 +72,7 @@ def confirmed(history: Sequence[Experiment]) -> tuple[float, float, int] | None:
     best = ledger.incumbent(history)
     if best is None or best.number == history[0].number:
         return None
-    sides = [[row.val_bpb for row in experiment.rows if row.split == "test" and row.val_bpb is not None]
-             for experiment in (history[0], best)]
+    sides = [confirm.test_values(experiment) for experiment in (history[0], best)]
     n = min(map(len, sides))
     if n < 2:
         return None
@@ -89,9 +89,11 @@ def headline(history: Sequence[Experiment]) -> str:
         return "No experiment was kept: the baseline stands."
     if result := confirmed(history):
         gain, error, n = result
-        verdict = ("" if gain > 2 * error else "; the incumbent is worse than the baseline" if gain < -2 * error else
-                   "; within the noise, not to be told from no gain")
-        return f"Confirmed gain {gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split){verdict}."
+        figure = f"{gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split)"
+        if gain > 2 * error:
+            return f"Confirmed gain {figure}."
+        return f"No gain confirmed: {figure}, " + ("the incumbent is worse than the baseline." if gain < -2 * error else
+                                                   "within the noise.")
     gain = (history[0].val_bpb or math.nan) - (best.val_bpb or math.nan)
     return (f"Not confirmed yet: {gain:.6f} below the baseline on the validation split, which flatters, "
             "for the lowest was picked. python agent.py confirm measures it.")
@@ -104,16 +106,41 @@ def summary(history: Sequence[Experiment], runs: Path | None = None) -> str:
     facts = [f"{name + ':':12} {value}" for name, value in _facts(history, runs)]
     kept = [f"  {number:>5} {gain:>+10.6f}  {mark:12}  {text}" for number, gain, mark, text in _keeps(history)]
     head = ["what each keep gave, against the incumbent at the time, on the validation split:"] if kept else []
-    return "\n".join([headline(history), "", *facts, "", *head, *kept]).rstrip()
+    return "\n".join([headline(history), "", *facts, "", *head, *kept, "", *left_out(history)]).rstrip()
+
+
+def left_out(history: Sequence[Experiment]) -> list[str]:
+    """What each kept change is worth in the final train.py: a heading, a line each, and what that suggests."""
+    ranking = confirm.ranking(history)
+    if not ranking:
+        return []
+    lines = [f"  {w.number:>5} {_worth(w):26}  {one_line(w.description, 80)}" for w in ranking]
+    return ["what each kept change is worth in the final train.py (taken out alone, test split):", *lines,
+            removal_advice(ranking)]
+
+
+def _worth(worth: confirm.Worth) -> str:
+    if worth.gain is None:
+        return "crashes without it"
+    return f"{worth.gain:+.6f}" + ("" if worth.error is None else f" ± {worth.error:.6f}")
+
+
+def removal_advice(ranking: Sequence[confirm.Worth]) -> str:
+    """Which changes are candidates for removal, in a sentence."""
+    if all(worth.error is None for worth in ranking):
+        return "One seed each tells no noise: let confirm --each go on."
+    names = ", ".join(f"#{worth.number}" for worth in ranking if worth.within_noise)
+    return f"Within noise, candidates for removal: {names}." if names else "None of them is within noise."
 
 
 def _facts(history: Sequence[Experiment], runs: Path | None) -> list[tuple[str, str]]:
     """(name, text) of everything that is one line, for the text and for the page."""
     rows = [row for experiment in history for row in experiment.rows]
-    best, first, sigma = ledger.incumbent(history), history[0], ledger.sigma(history)
-    count = {status: sum(e.status == status for e in history) for status in STATUSES}
-    facts = [("experiments", f"{len(history)}: {count['keep']} kept, {count['discard']} discarded, "
-                             f"{count['crash']} crashed; {len(rows) - len(history)} repeats")]
+    best, first, sigma, ideas = ledger.incumbent(history), history[0], ledger.sigma(history), confirm.ideas(history)
+    count = {status: sum(e.status == status for e in ideas) for status in STATUSES}
+    left = f"; {len(history) - len(ideas)} changes left out again" if len(ideas) < len(history) else ""
+    facts = [("experiments", f"{len(ideas)}: {count['keep']} kept, {count['discard']} discarded, "
+                             f"{count['crash']} crashed; {len(rows) - len(history)} repeats{left}")]
     if first.val_bpb is not None:
         facts.append(("baseline", f"{first.val_bpb:.6f}"))
     if best is not None and best.val_bpb is not None:
@@ -141,7 +168,7 @@ def _time_and_money(rows: Sequence[Row], runs: Path | None) -> list[tuple[str, s
         facts.append(("by part", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())))
     by_source: dict[str, list[float]] = {}
     for row in rows:
-        if row.status != "repeat" and row.source:
+        if row.status != "repeat" and row.source not in ("", confirm.LEFT_OUT):
             by_source.setdefault(row.source, []).append(row.usd)
     if by_source:
         facts.append(("money", f"${sum(row.usd for row in rows):.2f}: " + ", ".join(
@@ -256,6 +283,7 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
 
     steps = [step for step in walk(history) if step.row.split == "val"]
     figure = Figure(figsize=(14, 7.5), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, high = _range(steps)
@@ -263,11 +291,11 @@ def picture(history: Sequence[Experiment], title: str) -> bytes:
     room = 0.05 + 0.02 * min(20, sum(e.status == "keep" for e in history))  # for the names below the line
     axes.set_ylim(low - room * (high - low), rim + 0.05 * (high - low))
     last = max((step.x for step in steps), default=0)
-    axes.set_xlim(-0.02 * max(last, 5), max(last, 5) * 1.02)
+    axes.set_xlim(-0.02 * max(last, 5), max(1.02 * last, last + 0.6, 5))
     line = _draw_estimate(axes, steps, ledger.sigma(history))
     _draw_points(axes, steps, rim)
     kept = sum(e.status == "keep" for e in history)
-    figure.suptitle(f"{one_line(title, 60)}: {len(history)} experiments, {kept} kept", x=0.01, ha="left",
+    figure.suptitle(f"{one_line(title, 60)}: {len(confirm.ideas(history))} experiments, {kept} kept", x=0.01, ha="left",
                     fontweight="bold", parse_math=False)
     axes.set_title(headline(history), loc="left", fontsize=10, color="#555555", parse_math=False)
     axes.set_xlabel("experiment")
@@ -296,7 +324,7 @@ def _draw_estimate(axes, steps: Sequence[Step], sigma: float | None) -> list[tup
         half = [sigma / math.sqrt(step.n_trials) for step in (*known, known[-1])]
         axes.fill_between(x, [v - h for v, h in zip(y, half, strict=True)],
                           [v + h for v, h in zip(y, half, strict=True)],
-                          step="post", color=COLORS["line"], alpha=0.2, linewidth=0, label="its standard error")
+                          step="post", color=COLORS["line"], alpha=0.25, linewidth=0, label="± its standard error")
     axes.step(x, y, where="post", color=COLORS["line"], linewidth=1.8, label="incumbent's estimate", zorder=3)
     return list(zip(x, y, strict=True))
 
@@ -320,7 +348,7 @@ def _draw_points(axes, steps: Sequence[Step], rim: float) -> None:
 def _status(step: Step) -> str:
     if step.row.val_bpb is None:
         return "crash"
-    return step.row.status if step.own and step.row.status in STATUSES else "repeat"
+    return step.row.status if step.own and step.row.split == "val" and step.row.status in STATUSES else "repeat"
 
 
 def _draw_labels(axes, renderer, steps: Sequence[Step], line: Sequence[tuple[float, float]]) -> None:
@@ -395,12 +423,14 @@ def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], pr
     """The whole page; every value goes through html.escape, and the frame is filled in one pass."""
     steps = walk(history)
     facts = _facts(history, runs) if history else []
-    facts.append(("versions", ", ".join(f"{name} {_version(name)}" for name in ("torch", "anthropic", "optuna"))))
+    versions = [f"{name} {_version(name)}" for name in ("torch", "anthropic", "optuna")]
+    facts.append(("versions", ", ".join([f"python {platform.python_version()}", *versions])))
     parts = {
         "title": html.escape(one_line(title, 80)),
         "headline": html.escape(headline(history)),
         "facts": "".join(f"<dt>{html.escape(name)}<dd>{html.escape(text)}" for name, text in facts),
-        "chart": chart(steps),
+        "chart": chart(steps, ledger.sigma(history)),
+        "left_out": _left_out_table(confirm.ranking(history)),
         "keeps": "".join(f"<tr><td>{number}<td>{gain:+.6f}<td>{mark}<td>{html.escape(text)}"
                          for number, gain, mark, text in _keeps(history)),
         "rows": "\n".join(_table(history, {s.row.experiment: s for s in steps if s.own}, diffs)),
@@ -410,6 +440,16 @@ def page(history: Sequence[Experiment], title: str, diffs: Mapping[int, str], pr
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], frame)
 
 
+def _left_out_table(ranking: Sequence[confirm.Worth]) -> str:
+    if not ranking:
+        return ""
+    rows = "".join(f"<tr><td>{w.number}<td>{_worth(w)}<td>{'within noise' if w.within_noise else ''}"
+                   f"<td>{html.escape(one_line(w.description, 80))}" for w in ranking)
+    return ("<p>In the final train.py, each taken out alone, on the test split: "
+            f'<b>{html.escape(removal_advice(ranking))}</b></p><div class="wide"><table id="left"><thead><tr><th>#'
+            f"<th>worse without it by<th><th>change</thead><tbody>{rows}</tbody></table></div>")
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -417,8 +457,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def chart(steps: Sequence[Step]) -> str:
-    """Inline SVG, one <g class="p"> with a tooltip a row."""
+def chart(steps: Sequence[Step], sigma: float | None = None) -> str:
+    """Inline SVG, one <g class="p"> with a tooltip a row; the band is one standard error of the estimate."""
     width, height, margin = 1000.0, 360.0, (70.0, 990.0, 26.0, 330.0)  # left, right, top, bottom
     low, high = _range(steps)
     last = max((step.x for step in steps), default=0) or 1
@@ -437,11 +477,15 @@ def chart(steps: Sequence[Step]) -> str:
     unit = 10 ** math.floor(math.log10(max(last, 10) / 5))
     for x in range(0, last + 1, next(unit * k for k in (1, 2, 5, 10) if unit * k * 8 >= last)):
         svg.append(f'<text x="{at(x, None)[0]:.1f}" y="{height - 4:g}" text-anchor="middle">{x}</text>')
-    path = ""
-    for step in steps:
-        if step.after is not None:
-            x, y = at(step.x, step.after)
-            path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}"
+    known = [step for step in steps if step.after is not None]
+    changes = [step for last, step in zip([None, *known], known, strict=False) if last is None or
+               (last.after, last.n_trials) != (step.after, step.n_trials)]
+    for one, two in zip(changes, [*changes[1:], *known[-1:]], strict=True) if sigma else ():
+        half = sigma / math.sqrt(one.n_trials)
+        (x, y), (right, foot) = at(one.x, min(high, one.after + half)), at(two.x, one.after - half)
+        svg.append(f'<rect class="band" x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{foot - y:.1f}"/>')
+    corners = [at(step.x, step.after) for step in known]
+    path = "".join(f"H{x:.1f}V{y:.1f}" if i else f"M{x:.1f} {y:.1f}" for i, (x, y) in enumerate(corners))
     svg.append(f'<path class="estimate" d="{path}"/>' if path else "")
     order = {"discard": 0, "repeat": 1, "crash": 2, "keep": 3}
     svg += [_point(step, *at(step.x, step.row.val_bpb)) for step in sorted(steps, key=lambda s: order[_status(s)])]
@@ -481,7 +525,8 @@ def _description(experiment: Experiment, diff: str, n_cut: int) -> str:
     row = experiment.own
     text = html.escape(one_line(row.description)) or "(no description)"
     facts = [("note: ", row.note), ("commit ", row.commit), ("parent ", row.parent), ("at ", row.when)]
-    facts += [(f"again on {r.split}, seed {r.seed}: ", f"{r.val_bpb or r.note}") for r in experiment.rows[1:]]
+    again = experiment.rows if row.split != "val" else experiment.rows[1:]
+    facts += [(f"again on {r.split}, seed {r.seed}: ", f"{r.val_bpb or r.note}") for r in again]
     lines = [html.escape(one_line(name + fact)) for name, fact in facts if fact]
     cut = f"\n... {n_cut} more characters: git show {experiment.commit[:12]}" if n_cut else ""
     body = f"<pre>{_colored(diff)}{html.escape(cut)}</pre>" if diff or cut else ""

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from test_report import CONFIRMED, HOSTILE, NIGHT
@@ -13,7 +15,29 @@ from lab import report
 from lab.ledger import experiments, one_line
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium (.ci/run does it)")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr")
+
+
+@cache
+def why_not() -> str:
+    """Why no page can be opened here; "" where one can."""
+    if CHROMIUM is None:
+        return "no Chromium here: apt-get install chromium (.ci/run does it)"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        try:
+            done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom",
+                                   "data:text/html,<p>opened"], capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            return "Chromium hangs here"
+    return "" if "<p>opened" in done.stdout else f"Chromium does not start here: {done.stderr[-200:]}"
+
+
+@pytest.fixture(autouse=True)
+def needs_chromium():
+    if why_not():
+        pytest.skip(why_not())
+
 
 WATCH = """<script>window.problems = [];
 window.alert = text => problems.push("alert " + text);
@@ -51,10 +75,8 @@ def browse(tmp_path, text: str, *options: str) -> tuple[dict, str]:
     """(what the script saw, the console) of the page."""
     page = tmp_path / "report.html"
     page.write_text(text.replace("<title>", WATCH + "<title>", 1).replace("</body>", READER + "</body>"), "utf-8")
-    done = subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                           f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-                           "--virtual-time-budget=3000", "--dump-dom", *options, page.as_uri()],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000",
+                           "--dump-dom", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     unescaped = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

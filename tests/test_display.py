@@ -1,10 +1,20 @@
 """The terminal: every width, hostile text, plain lines."""
 
+import fcntl
 import io
+import json
+import os
+import pty
 import re
+import select
+import struct
+import subprocess
 import sys
+import termios
+import time
 
 import pytest
+from fakes import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -12,6 +22,7 @@ from rich.console import Console
 
 from lab.display import SHOWN, Display, pack, standing
 from lab.ledger import Row, experiments
+from lab.referee import Channel
 
 HOSTILE = "[red]bold[/red] [link=file:///]x[/link] \x1b[31m\x1b]0;title\x07 \r\nsecond\tline \u202e 漢字 😀 [/nope]"
 
@@ -34,6 +45,7 @@ def running(rows=ROWS, description: str = "idea 9") -> Display:
     display.event("start", 1234)
     display.event("clock", 300.0)
     display.event("line", "step 120 | 34% | loss 3.2101 | 41000 tok/s")
+    display.event("memory", 43.96)
     return display
 
 
@@ -59,7 +71,7 @@ def test_no_line_is_wider_than_the_window_and_nothing_wraps(width, n_rows, termi
 def test_shows_what_runs_and_what_stands():
     text = screen(running(), 200)
     for fact in ("autoresearch/nov23", "incumbent #1 0.992000", "-0.008000 since the baseline", "noise 0.002828",
-                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s", "$1.25 spent",
+                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s, 44.0 GB", "$1.25 spent",
                  "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "310"):
         assert fact in text, fact
 
@@ -92,6 +104,29 @@ def test_loss_is_shown_beside_the_incumbents_at_the_same_second(monkeypatch):
     display.experiment_ended(row(1, 1.1, "discard"), experiments([ROWS[0], row(1, 1.1, "discard")]))
     trial(2, {35: 3.3})
     assert display.rival() == " (incumbent then 3.0000)" and set(display.curves) == {0, 2}
+
+
+def test_the_incumbents_losses_come_back_after_a_restart(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    log = f"compiled\nstep 5 | 10% | loss 5.1 | 80 tok/s\n{HOSTILE}\nstep 9 | 30% | loss 4.2 | 80 tok/s\nloss 9 100%"
+    display = Display("t", plain=False)
+    display.start(experiments([row(0, 1.0, "keep", budget=300)]), log)
+    display.experiment_started(1, "x", "y", 300)
+    display.event("clock", 300)
+    now[0] += 95
+    assert display.rival() == " (incumbent then 4.2000)"
+
+
+def test_a_low_window_keeps_what_runs():
+    display = running([row(i, 1 - i / 100, "keep") for i in range(9)])
+    for height in (6, 8, 10, 12, 16, 40):
+        out = io.StringIO()
+        Console(file=out, width=80, height=height).print(display.render(80, height))
+        lines = out.getvalue().splitlines()
+        assert any("training 0 of 300 s" in line for line in lines) and any("stops after" in line for line in lines)
+        assert height < 8 or len(lines) < height
+        assert ("idea 8" in out.getvalue()) == (height > 9)
 
 
 def test_rates_count_trials_and_budgets(monkeypatch):
@@ -169,3 +204,65 @@ def test_standing_and_pack():
     assert standing([]) == "no incumbent yet"
     assert standing(experiments([ROWS[2]])) == "no incumbent yet"
     assert pack(["a" * 8, "", "b" * 8, "c" * 30], 20) == ["aaaaaaaa, bbbbbbbb", "c" * 30]
+
+
+RESIZED = """\
+import sys, time
+from lab.display import Display
+
+with Display("t") as display:
+    display.say("a line that stays")
+    display.experiment_started(0, "x " * 200, "tuner", 300)
+    display.event("clock", 300)
+    sys.stdin.readline()
+"""
+
+
+def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
+    master, slave = pty.openpty()
+
+    def resize(columns: int) -> None:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+
+    def read_until(text: str) -> str:
+        """What the terminal was sent, up to `text`."""
+        seen, until = b"", time.monotonic() + 60
+        while text not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="ignore")):
+            assert time.monotonic() < until, seen[-2000:]
+            seen += os.read(master, 1 << 16) if select.select([master], [], [], 1)[0] else b""
+        return seen.decode(errors="ignore")
+
+    resize(100)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, "-c", RESIZED], cwd=ROOT, stdin=slave, stdout=slave,
+                               env=environment | {"TERM": "xterm-256color"})
+    try:
+        first = read_until("\n" + "━" * 100 + "\r")
+        resize(40)
+        second = read_until("\n" + "━" * 40 + "\r")
+        os.write(master, b"\n")
+        last = read_until("training")
+        process.wait(30)
+    finally:
+        process.kill()
+        os.close(slave)
+        os.close(master)
+    assert first.count("a line that stays") == 1 and "\x1b[2J" not in first + second + last  # nothing is wiped
+    assert process.returncode == 0
+
+
+def test_the_referee_tells_the_memory_of_a_running_trial(capsys):
+    pipes = [os.pipe() for _ in range(3)]  # tokens, events, log
+    channel = Channel(pipes[0][1], pipes[1][0], pipes[2][0])
+    channel.watched_at = -1e9
+    child = subprocess.Popen([sys.executable, "-c", "data = b'x' * 60_000_000; print(flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdout.readline()
+        channel.turn(time.monotonic() + 0.01, "")
+    finally:
+        child.communicate(b"\n")
+        for fd in sum(pipes, ()):
+            os.close(fd)
+    told = json.loads(capsys.readouterr().out)
+    assert told["event"] == "memory" and 0.06 < told["value"] < 10

@@ -1,5 +1,6 @@
-"""What README.md tells a person to type works."""
+"""What README.md tells a person to type works, and what it shows is there."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -8,32 +9,78 @@ import pytest
 from fakes import ROOT
 
 from agent import parse
-from lab import ledger
+from lab import ledger, report
 from lab.ledger import Row
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("  ")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+COMMANDS = [re.split(r"\s{2,}#", line)[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
             for line in block.splitlines() if line.strip()]
+ROWS = [Row("aaa", 1.0, status="keep", description="baseline", source="baseline"),
+        Row("bbb", None, status="crash", description='"a quote that never ends', experiment=1, source="model", usd=0.5),
+        Row("ccc", 0.9, status="keep", description="better", experiment=2, source="model", usd=0.25),
+        Row("ccc", 0.8, status="repeat", description="better", experiment=2, source="model", split="test")]
 
 
 def test_every_agent_command_is_one_the_agent_knows():
     commands = [command.removeprefix("uv run agent.py").split() for command in COMMANDS if "agent.py" in command]
-    assert len(commands) > 5
+    assert len(commands) > 5 and ["confirm", "--each"] in commands
     for words in commands:
         assert parse(words)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "results.tsv" in c])
-def test_the_plain_tools_read_results(tmp_path, command):
-    for tool in re.findall(r"(?:^|\| |\()(\w+)", command):
+@pytest.fixture
+def results(tmp_path):
+    path = tmp_path / "results.tsv"
+    path.write_text(ledger.HEADER + "".join(map(ledger.format_row, ROWS)))
+    return path
+
+
+def plain(word: str, results) -> list[str]:
+    """Lines that README's one command with this word prints."""
+    command = next(command for command in COMMANDS if word in command and "results.tsv" in command)
+    for tool in re.findall(r"(?:^|\| )(\w+)", command):
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
-    rows = [Row("aaa", 1.0, status="keep", description="baseline"), Row("bbb", None, status="crash", experiment=1),
-            Row("ccc", 0.9, status="keep", description="better", experiment=2)]
-    (tmp_path / "results.tsv").write_text(ledger.HEADER + "".join(map(ledger.format_row, rows)))
-    out = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "better" in out
+    done = subprocess.run(command, shell=True, cwd=results.parent, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
-def test_pandas_style_readers_find_the_first_five_columns():
+def test_column_keeps_every_cell_under_its_name(results):
+    head, *lines = plain("column", results)
+    for name in ("status", "description", "split"):
+        for row, line in zip(ROWS, lines, strict=True):
+            assert line[head.index(f" {name} ") + 1 :].startswith(getattr(row, name))
+
+
+def test_awk_and_sort_find_what_they_say(results):
+    assert [line.split()[0] for line in plain('$4 == "keep"', results)] == ["aaa", "ccc"]
+    assert [line.split()[:2] for line in plain("sort", results)] == [["ccc", "0.900000"], ["aaa", "1.000000"]]
+    assert sorted(plain("n[$15]", results)) == ["baseline 1 0", "model 3 0.75"]
+
+
+def test_no_plain_command_is_untested():
+    assert len([command for command in COMMANDS if "results.tsv" in command]) == 4
+
+
+def test_pandas_reads_what_the_readme_says(results, monkeypatch):
     assert ledger.COLUMNS[:5] == ("commit", "val_bpb", "memory_gb", "status", "description")
+    with open(results, newline="") as f:  # quoting=3 is the same in the standard library
+        assert [row["description"] for row in csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)] == [
+            row.description for row in ROWS]
+    code = re.search(r"`(pd\.read_csv\(.*?\))`", README)[1]
+    pd = pytest.importorskip("pandas", reason="pandas is not installed: the standard library's reader stood in")
+    monkeypatch.chdir(results.parent)
+    frame = eval(code, {"pd": pd})
+    assert list(frame.description) == [row.description for row in ROWS] and frame.val_bpb.isna().sum() == 1
+
+
+def test_pictures_and_links_are_there():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert {"docs/terminal.png", "docs/progress.png"} <= set(links)
+    assert all((ROOT / link).is_file() for link in links if "://" not in link)
+
+
+def test_the_sample_is_what_the_program_says_of_the_sessions_rows():
+    history = ledger.experiments(ledger.read(ROOT / "docs" / "results.tsv"))
+    assert "```text\n" + "\n".join([report.headline(history), *report.left_out(history)]) + "\n```" in README

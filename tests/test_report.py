@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agent
 from lab import ledger, report
 from lab.ledger import Row, experiments
+from prepare import SetupError
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
 
@@ -85,7 +87,9 @@ def test_not_confirmed_is_said_plainly_and_confirmed_is_the_test_splits_differen
 
 def test_a_gain_within_noise_or_a_loss_is_not_called_a_gain():
     noisy = [replace(r, val_bpb=r.val_bpb + (0.014 if r.experiment == 4 else 0)) for r in CONFIRMED]
-    assert "within the noise" in report.headline(experiments(NIGHT + noisy))
+    said = report.headline(experiments(NIGHT + noisy))
+    assert said == ("No gain confirmed: 0.000000 ± 0.001633 bits per byte (3 fresh seeds each, test split), within the "
+                    "noise.")
     worse = [replace(r, val_bpb=r.val_bpb + (0.05 if r.experiment == 4 else 0)) for r in CONFIRMED]
     assert "worse than the baseline" in report.headline(experiments(NIGHT + worse))
 
@@ -278,3 +282,24 @@ def test_ten_thousand_experiments_take_seconds_and_megabytes(tmp_path):
     report.write(tmp_path, history, "", diffs)
     assert time.perf_counter() - started < 15  # the bar is 5 s, and 2 s were measured on an idle machine of 2 cores
     assert (tmp_path / "report.html").stat().st_size < 20e6
+
+
+@pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44",
+                                  "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbase\nb"])
+def test_the_command_reads_whatever_a_night_left(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / "results.tsv").write_text(text)
+    assert agent.report_session(agent.parse(["report"])) == 0
+    out = capsys.readouterr().out
+    assert ("No experiment was kept" if text and "base\t" in text else "Nothing is measured yet.") in out
+    assert (tmp_path / "report.html").exists() and png_size((tmp_path / "progress.png").read_bytes())
+
+
+def test_a_damaged_line_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent, "ROOT", tmp_path)
+    (tmp_path / "results.tsv").write_text(ledger.HEADER + "a\tb\n")
+    with pytest.raises(SetupError, match=r"results.tsv line 2: 2 cells, expected 21: restore the line"):
+        agent.report_session(agent.parse(["report"]))

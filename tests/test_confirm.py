@@ -1,0 +1,147 @@
+"""What each kept change is worth: clean removals, honest ranking, a run that can be stopped and goes on."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+from fakes import BETTER, edit, environment, git, make_checkout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from invariants import check
+from model_server import ModelServer
+
+from agent import next_step
+from lab import confirm, ledger, report
+from lab.ledger import Row, experiments
+
+PARENT = "a = 1\n\nb = 2\n\nc = 3\n"
+KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
+
+# agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
+DRIVER = """\
+import re, sys
+import agent
+from lab import runner
+from lab.ledger import Trial
+
+def run(code, *, data, seed, budget_s, folder, split, on_event, interrupted):
+    rate = float(re.search(r"LEARNING_RATE = ([0-9.]+)", code)[1])
+    lucky = 0.01 * ("SEED + 1" in code and split == "val")
+    value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
+    (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
+    return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full")
+
+runner.run, agent.Loop.show = run, lambda loop: None
+sys.exit(agent.main(sys.argv[1:]))
+"""
+
+
+def test_a_removal_is_clean_or_none():
+    assert confirm.without(PARENT, KEPT, KEPT) == PARENT
+    assert confirm.without(PARENT, KEPT, "zero\n" + KEPT + "d = 4\n") == "zero\n" + PARENT + "d = 4\n"
+    assert confirm.without(PARENT, KEPT, KEPT.replace("20", "21")) is None          # later changes build on it
+    assert confirm.without(PARENT, KEPT, PARENT) is None                            # it is gone already
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(["x = 1", "", "# ä", "<<<<<<< SEARCH"]), min_size=1, max_size=8), st.integers(0, 7))
+def test_taking_the_last_change_back_gives_its_parent(lines, place):
+    parent = "\n".join(lines) + "\n"
+    kept = "\n".join([*lines[:place], "new = 3", *lines[place:]]) + "\n"
+    assert confirm.without(parent, kept, kept) == parent
+
+
+def row(number: int, value: float | None, split: str = "test", status: str = "repeat", **more) -> Row:
+    description = more.pop("description", f"idea {number}")
+    return Row(f"{number:07x}", value, 1.0, status, description, number, split=split, **more)
+
+
+SESSION = [row(0, 2.0, "val", "keep"), row(1, 1.9, "val", "keep"), row(2, 1.8, "val", "keep"),
+           *(row(2, value) for value in (1.81, 1.83, 1.82))]
+
+
+def removal(number: int, kept: int, values: list[float | None], parent: str = "0000002") -> list[Row]:
+    more = {"source": confirm.LEFT_OUT, "parent": parent, "description": f"without #{kept}: idea {kept}"}
+    own = row(number, values[0], status="crash" if values[0] is None else "discard", **more)
+    return [own, *(row(number, value, **more) for value in values[1:])]
+
+
+def test_ranking_has_the_hand_computed_figures():
+    history = experiments([*SESSION, *removal(3, 2, [1.80, 1.82, 1.81]), *removal(4, 1, [1.90, 1.92, 1.91]),
+                           *removal(5, 1, [9.0], parent="0000001")])  # the last was taken out of an older incumbent
+    most, least = confirm.ranking(history)
+    assert (most.number, most.seeds, round(most.gain, 9), most.within_noise) == (1, 3, 0.09, False)
+    assert (least.number, round(least.gain, 9), least.within_noise) == (2, -0.01, True)
+    assert math.isclose(most.error, 0.01 * math.sqrt(2 / 3)) and most.error == least.error
+    text = report.summary(history)
+    assert re.search(r"\n +1 \+0\.090000 ± 0\.008165 +idea 1\n +2 -0\.010000 ± 0\.008165 +idea 2\n", text)
+    assert text.endswith("Within noise, candidates for removal: #2.")
+    assert "3: 3 kept, 0 discarded, 0 crashed" in text and "leave-one-out" not in text
+    page = report.page(history, "t", {}, "")
+    assert '<td>1<td>+0.090000 ± 0.008165<td><td>idea 1<tr><td>2<td>-0.010000 ± 0.008165<td>within noise' in page
+
+
+def test_one_seed_has_no_noise_and_a_crash_no_worth():
+    history = experiments([*SESSION[:4], *removal(3, 1, [1.9]), *removal(4, 2, [None])])
+    crashed, known = confirm.ranking(history)
+    assert (crashed.number, crashed.gain, crashed.within_noise) == (2, None, False)
+    assert known.error is None and not known.within_noise
+    assert "crashes without it" in report.summary(history) and "One seed each" in report.summary(history)
+    assert confirm.ranking(experiments(SESSION[:3])) == [] == confirm.ranking([])
+
+
+def test_removals_leave_the_search_as_it_was():
+    plain = experiments(SESSION)
+    more = experiments([*SESSION, *(r for i in range(9) for r in removal(3 + i, 1, [1.9]))])
+    assert confirm.ideas(more) == plain and ledger.incumbent(more) == ledger.incumbent(plain)
+    assert next_step(more, 0.3) == next_step(plain, 0.3) == "llm"
+    assert ledger.sigma(more) == ledger.sigma(plain)
+
+
+@pytest.fixture
+def night(tmp_path, corpus, corpus_path):
+    """A checkout, and a function that runs its agent with trials that cost nothing."""
+    checkout = make_checkout(tmp_path / "checkout")
+    (tmp_path / "driver.py").write_text(DRIVER)
+
+    def agent(*arguments: str, **changes: str) -> str:
+        command = [sys.executable, str(tmp_path / "driver.py"), *arguments, "--data", str(corpus_path)]
+        done = subprocess.run(command, cwd=checkout, env=environment(PYTHONPATH=str(checkout), **changes), text=True,
+                              capture_output=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return checkout, agent
+
+
+def test_confirm_each_measures_every_removal_and_goes_on_where_it_stopped(night):
+    checkout, agent = night
+    script = [edit("faster", BETTER),
+              edit("lucky", ("    torch.manual_seed(SEED)", "    torch.manual_seed(SEED + 1)")),
+              edit("faster still", (BETTER[1], BETTER[1].replace("100", "120")))]
+    with ModelServer(script) as server:
+        agent("--experiments", "3", "--budget", "1", "--tuner-share", "0", ANTHROPIC_BASE_URL=server.url)
+        asked = len(server.requests)
+        said = agent("confirm", "--each", ANTHROPIC_BASE_URL=server.url)
+        assert len(server.requests) == asked  # nothing is drafted that would never run
+    assert "Confirmed gain 1.190000" in said and "#1 cannot be taken out alone" in said
+    assert re.search(r"\n3 \+0\.200000 ± \S+ faster still\n2 \+0\.000000 ± \S+ lucky\n", said)
+    assert "candidates for removal: #2." in said
+    check(checkout)
+    rows = ledger.read(checkout / "results.tsv")
+    left = [row for row in rows if row.source == confirm.LEFT_OUT]
+    assert [(row.experiment, row.status) for row in left[:2]] == [(4, "discard"), (5, "discard")]
+    assert {row.split for row in left} == {"test"} and len(left) == 6
+    assert "SEED + 1" not in git(checkout, "show", f"{left[0].commit}:train.py")
+    assert "LEARNING_RATE = 120.0" in git(checkout, "show", f"{left[0].commit}:train.py")
+
+    whole = (checkout / "results.tsv").read_text()
+    cut = "".join(whole.splitlines(keepends=True)[:-3])
+    (checkout / "results.tsv").write_text(cut)
+    git(checkout, "commit", "-qam", "as if it had been stopped")
+    agent("confirm", "--each")
+    again = ledger.read(checkout / "results.tsv")
+    assert [(r.experiment, r.seed, r.val_bpb) for r in again] == [(r.experiment, r.seed, r.val_bpb) for r in rows]
+    check(checkout)
