@@ -91,6 +91,7 @@ class Channel:
         self.tokens_fd, self.events_fd, self.log_fd = tokens_fd, events_fd, log_fd
         self.log, self.last_line, self.told_at = Log(), b"", 0.0
         self.requests = bytearray()
+        self.process_fd: int | None = None
         self.selector = selectors.DefaultSelector()
         self.watched_at, self.disk_bytes = time.monotonic(), free_bytes()
         self.used_gb: Callable[[], float] = resident_gb  # what the trial takes at the moment, for the eye
@@ -99,6 +100,12 @@ class Channel:
         self.selector.register(events_fd, selectors.EVENT_READ)
         if log_fd:
             self.selector.register(log_fd, selectors.EVENT_READ)
+
+    def follow(self, pid: int) -> None:
+        """Notice at once when this process ends, though one that it left behind may hold its pipes open (Linux)."""
+        if hasattr(os, "pidfd_open"):
+            self.process_fd = os.pidfd_open(pid)
+            self.selector.register(self.process_fd, selectors.EVENT_READ)
 
     def tell(self, event: str, value: object) -> None:
         """One JSON line to the runner; with no log to read there is no runner."""
@@ -117,6 +124,8 @@ class Channel:
         ready = [key.fd for key, _ in self.selector.select(min(deadline - now, WATCH_EVERY_S))]
         if self.log_fd in ready:
             self.read_log()
+        if self.process_fd in ready and self.events_fd not in ready:
+            raise Foul("ended before it was scored")
         return ready
 
     def read_log(self) -> None:
@@ -417,9 +426,10 @@ def run(spec: dict) -> dict:
     for fd in (tokens_read, events_write, log_write):
         os.close(fd)
     channel = Channel(tokens_write, events_read, log_read)
+    channel.follow(process.pid)
     channel.tell("start", process.pid)
     facts = judge(channel, data, spec, started_at)
-    patience_s = 1.0 if "ended" in facts["reason"] else 0.0
+    patience_s = 1.0 if facts["reason"].startswith("ended") else 0.0
     if facts["val_bpb"] is not None:
         patience_s = Limits(**spec["limits"]).stop_s
     code, peak_gb = collect(process.pid, channel, patience_s)

@@ -31,9 +31,9 @@ CRASHES = {
     "hangs_at_the_start": "asked for no data within 30 s", "hangs_before_finish": "though its stream had ended",
     "hangs_in_finish": "no logits within 5 s", "hangs_up": "ended before it was scored",
     "hangs_while_scored": "was not scored in time", "hangs_while_training": "trained past its budget",
-    "hoards_tokens": "trained past its budget.*stream had ended", "ignores_signals": "trained past its budget",
+    "hoards_tokens": "trained past its budget", "ignores_signals": "trained past its budget",
     "infinite_logits": "not finite", "kills_everybody": "ended before it was scored",
-    "leaves_a_daemon_with_the_pipes": "ended before it was scored|trained past its budget|asked for no data",
+    "leaves_a_daemon_with_the_pipes": "ended before it was scored",
     "nan_logits": "not finite", "one_giant_logit": "not finite", "patches_prepare": "ended before it was scored",
     "scores_itself_early": "protocol", "sends_garbage": "protocol", "sends_half_a_request": "asked for no data",
     "trains_between_two_asks": "keeps state|sees the future", "trains_while_it_is_scored": "no logits within 5 s",
@@ -78,16 +78,13 @@ def attack(corpus, tmp_path, port, monkeypatch):
     return attack
 
 
-def nobody_left() -> bool:
-    until = time.monotonic() + 5
-    while sandbox.descendants(os.getpid()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not sandbox.descendants(os.getpid())
+def descendants() -> set[int]:
+    return set(sandbox.descendants(os.getpid()))
 
 
 def attack_all(attack, names) -> None:
     """Two at a time; all failures are told together."""
-    failures = []
+    failures, before = [], descendants()
 
     def one(name: str) -> None:
         try:
@@ -98,7 +95,7 @@ def attack_all(attack, names) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, names))
     assert not failures, "\n\n".join(failures)
-    assert nobody_left() and not os.path.exists("/dev/shm/from-a-trial")
+    assert descendants() <= before and not os.path.exists("/dev/shm/from-a-trial")
 
 
 needs_scopes = pytest.mark.skipif(sandbox.landlock_version() < 6, reason="Landlock here does not confine signals yet")
