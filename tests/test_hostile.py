@@ -26,7 +26,8 @@ SLACK_S = 5.0
 # What must end as a crash, and what its row says; the others must get the true number.
 CRASHES = {
     "answers_in_a_type_of_its_own": "protocol", "asks_and_never_reads": "trained past its budget",
-    "asks_for_everything": "protocol", "eats_memory": "out of memory|signal SIGKILL|MemoryError",
+    "asks_for_everything": "protocol",
+    "eats_memory": "out of memory|signal SIGKILL|MemoryError|asked for no data within 30 s",
     "forks_without_end": "too many processes", "giant_logits": "too large",
     "hangs_at_the_start": "asked for no data within 30 s", "hangs_before_finish": "though its stream had ended",
     "hangs_in_finish": "no logits within 5 s", "hangs_up": "ended before it was scored",

@@ -1,5 +1,6 @@
 """Rewrites the description of the trial in its environment."""
 
+import json
 import os
 
 import torch
@@ -11,8 +12,8 @@ def uniform(x):
     return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
-os.environ["AUTORESEARCH_TRIAL"] = os.environ["AUTORESEARCH_TRIAL"].replace("budget", "forget")
-os.environ["AUTORESEARCH_BUDGET"] = "9999"
+trial = json.loads(os.environ["AUTORESEARCH_TRIAL"])
+os.environ["AUTORESEARCH_TRIAL"] = json.dumps(trial | {"budget": 9999, "seed": 0, "split": "train"})
 for batch in stream(4, MAX_SEQ_LEN):
     pass
 finish(uniform)
