@@ -11,29 +11,24 @@ It never asks a question. Kill it at any moment: the same command continues, and
 import argparse
 import errno
 import hashlib
-import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 from lab import confirm as confirmation
-from lab import edits, ledger, runner, sandbox, tuner
+from lab import edits, ledger, runner, sandbox
 from lab.display import Display
 from lab.ledger import Experiment, Proposal, Row, Trial, one_line
-from lab.prompt import Situation, build_prompt
-from lab.researcher import DEFAULT_MODEL, Draft, Researcher, Unavailable, has_key, next_wait_s, reapply
+from lab.proposer import Proposer, read_program, tuner_credit
+from lab.researcher import DEFAULT_MODEL, Researcher, Unavailable, has_key
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, Data, SetupError, default_data, open_data, progress_bar
 
@@ -43,11 +38,9 @@ REPEAT_AFTER = 8        # experiments without a keep until the incumbent is meas
 CONFIRM_SEEDS = 3       # fresh seeds of baseline and of incumbent
 CONFIRM_SHARE = 0.4     # of --hours, at most
 TUNER_SHARE = 0.3       # of the turns, beside an LLM; tests/bench/bench_tuner.py
-PATIENCE_S = 60.0       # how long the GPU waits for a proposal under way before the tuner takes the turn
 START_S = 1.0           # of training, to see whether the incumbent still starts
 MACHINE_FAULT = re.compile(r"CUDA error|CUDA driver|no CUDA|NVML|CUDNN|CUBLAS|NCCL|HIP error|the referee|No space left|"
                            r"Input/output error|device.{0,20}(lost|unavailable|not available)", re.I)
-TUNER_MEMORY = 300      # how many earlier experiments the tuner learns from
 
 
 # What to do next ------------------------------------------------------------------------------------------------------
@@ -59,22 +52,9 @@ def next_step(history: Sequence[Experiment], tuner_share: float) -> str:
     best = ledger.incumbent(history)
     if best is None:
         return "baseline"
-    if misses(history) >= REPEAT_AFTER * len([row for row in best.rows if row.split == "val"]):
+    if ledger.misses(history) >= REPEAT_AFTER * len([row for row in best.rows if row.split == "val"]):
         return "repeat"
     return "tuner" if tuner_credit(history, tuner_share) >= 1 else "llm"
-
-
-def tuner_credit(history: Sequence[Experiment], tuner_share: float) -> float:
-    """Turns of its share that the tuner has not taken, the next one counted; -1 at least, when it took some ahead."""
-    credit = tuner_share
-    for experiment in history[1:]:
-        credit = min(2.0, max(-1.0, credit - (experiment.own.source == "tuner"))) + tuner_share
-    return credit
-
-
-def misses(history: Sequence[Experiment]) -> int:
-    """Experiments since the last keep."""
-    return next((n for n, experiment in enumerate(reversed(history)) if experiment.status == "keep"), 0)
 
 
 def judge(trial: Trial, history: Sequence[Experiment], lines_saved: int) -> tuple[str, str]:
@@ -113,7 +93,7 @@ def row_of(trial: Trial, *, commit: str, status: str, number: int, parent: str, 
                split=trial.split, budget=trial.budget, train_seconds=trial.train_seconds,
                total_seconds=trial.total_seconds, tokens_m=trial.tokens_m, params_m=trial.params_m, source=source,
                usd=usd, device=trial.device, data=trial.data, sandbox=trial.sandbox, note=notes,
-               when=utc_now())
+               when=ledger.utc_now())
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------
@@ -151,48 +131,30 @@ class Loop:
 
     def __init__(self, options: argparse.Namespace, store: Store, data: Data, display: Display,
                  researcher: Researcher | None, stop: Stop):
-        self.options, self.store, self.data, self.display = options, store, data, display
-        self.researcher, self.stop = researcher, stop
-        self.results, self.runs = ROOT / "results.tsv", ROOT / "runs" / store.tag
+        self.options, self.store, self.data, self.display, self.stop = options, store, data, display, stop
+        self.runs = ROOT / "runs" / store.tag
         self.runs.mkdir(parents=True, exist_ok=True)
-        rows = ledger.read(self.results)
-        self.history = ledger.experiments(rows)
-        self.tried = store.fingerprints()
+        self.history = ledger.experiments(ledger.read(ROOT / "results.tsv"))
         self.fixed = fixed_files(data)
         self.started_at = time.monotonic()
         self.new = 0                                # experiments of this process, the baseline aside
-        self.paid_usd = sum(row.usd for row in rows)
-        self.owed_usd = 0.0                         # billed for answers that never became a row; the next row pays
-        self.spent_out = False                      # what is left of --max-usd pays for no further call
-        self.llm_back_at, self.llm_failures = 0.0, 0
-        self.drafter = ThreadPoolExecutor(1)
-        self.drafts: deque[tuple[Future[Draft], str]] = deque()  # each with the incumbent's code it was made for
+        self.proposer = Proposer(options, store, data, display, researcher, self.history, self.runs, stop.asked,
+                                 self.more)
         self.program = ""                           # program.md as it stood at the last row
-        self.running = ""                           # description of the experiment under way
-        self.ideas = read_ideas(self.runs / "unapplied.jsonl")
-        self.prior = ledger.experiments(store.earlier_rows())
         self.reporting: subprocess.Popen | None = None
-        self.known: deque[tuple[str, float | None]] = deque(maxlen=TUNER_MEMORY)
-        ideas = confirmation.ideas(self.history)[-TUNER_MEMORY:]
-        codes = store.codes(experiment.number for experiment in ideas)
-        self.known.extend((codes[e.number], e.val_bpb) for e in ideas if e.number in codes)
 
     @property
     def best(self) -> Experiment | None:
         return ledger.incumbent(self.history)
 
-    @property
-    def spent_usd(self) -> float:
-        return self.owed_usd + self.paid_usd
-
     def run(self) -> str:
         """Research until a limit is reached; say which."""
         while not (limit := self.limit()):
-            step = next_step(self.history, self.options.tuner_share if self.researcher else 1.0)
+            step = next_step(self.history, self.proposer.share)
             if step == "repeat":
                 self.repeat(self.best, "val")
             else:
-                self.experiment(self.baseline() if step == "baseline" else self.propose(step))
+                self.experiment(self.baseline() if step == "baseline" else self.proposer.propose(step))
         if self.confirm_s() and not self.stop.asked.is_set():
             confirm(self)
         return limit
@@ -204,11 +166,17 @@ class Loop:
             return "stopped by you"
         if options.experiments is not None and self.new >= options.experiments and self.best:
             return f"--experiments {options.experiments}"
-        if self.spent_out or self.researcher and self.left_usd() <= 0:
-            return f"--max-usd {options.max_usd:g} (${self.spent_usd:.2f} spent)"
+        ideas = self.proposer
+        if ideas.spent_out or ideas.researcher and ideas.left_usd() <= 0:
+            return f"--max-usd {options.max_usd:g} (${ideas.spent_usd:.2f} spent)"
         if options.hours is not None and time.monotonic() + self.trial_s() > self.ends_at() - self.confirm_s():
             return f"--hours {options.hours:g}"
         return ""
+
+    def more(self) -> bool:
+        """Whether another idea will be wanted, after the experiment that may be under way."""
+        n, limit = self.new + (self.proposer.running != ""), self.options.experiments
+        return not self.stop.asked.is_set() and (limit is None or n < limit)
 
     def ends_at(self) -> float:
         return self.started_at + 3600 * self.options.hours
@@ -235,19 +203,19 @@ class Loop:
         best = self.best
         commit = self.save(number, proposal)
         self.display.experiment_started(number, proposal.description, proposal.source, self.options.budget)
-        self.running = proposal.description
-        self.draft_ahead()
+        self.proposer.running = proposal.description
+        self.proposer.draft_ahead()
         trial = self.trial(proposal.code, next_seed(None, number), number, "val")
         if trial is None:
             return
         saved = code_lines(self.store.code(best.number)) - code_lines(proposal.code) if best else 0
         verdict, why = judge(trial, self.history, saved)
         note = "; ".join(filter(None, (why, proposal.note, self.steering())))
-        usd, self.owed_usd = proposal.usd + self.owed_usd, 0.0
         self.record(row_of(trial, commit=commit, status=verdict, number=number, parent=best.commit if best else "",
-                           description=proposal.description, source=proposal.source, usd=usd, note=note))
-        self.known.append((proposal.code, trial.val_bpb))
-        self.new, self.running = self.new + (number > 0), ""
+                           description=proposal.description, source=proposal.source, usd=self.proposer.bill(proposal),
+                           note=note))
+        self.proposer.learn(proposal, trial)
+        self.new += number > 0
         if verdict == "keep":
             if note := self.store.advance(commit):
                 self.display.say(note)
@@ -256,13 +224,13 @@ class Loop:
         elif number == 0:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{self.store.tag}/); mend train.py, "
                              f"commit it and start again with --tag {self.store.tag}-2")
-        elif verdict == "crash" and self.may_mend(proposal, trial):
-            self.mend_ahead(proposal, trial)
+        elif verdict == "crash":
+            self.proposer.mend_ahead(proposal, trial)
         self.show()
 
     def save(self, number: int, proposal: Proposal) -> str:
         fingerprint = edits.fingerprint(proposal.code)
-        self.tried.add(fingerprint)
+        self.proposer.tried.add(fingerprint)
         body = f"{proposal.reasoning}\n\nsource: {proposal.source}\nfingerprint: {fingerprint}"
         return self.store.save(number, proposal.code, f"experiment {number}: {proposal.description}", body)
 
@@ -271,12 +239,12 @@ class Loop:
         seed = next_seed(experiment, experiment.number)
         self.display.experiment_started(experiment.number, f"again: {experiment.own.description}", "repeat",
                                         self.options.budget)
-        self.draft_ahead()
+        self.proposer.draft_ahead()
         trial = self.trial(self.store.code(experiment.number), seed, experiment.number, split)
         if trial:
             self.record(row_of(trial, commit=experiment.commit, status="repeat", number=experiment.number,
                                parent=experiment.own.parent, description=experiment.own.description,
-                               source=experiment.own.source))
+                               source=experiment.own.source, note=ledger.pinned(experiment, trial)))
             self.show()
         return trial
 
@@ -286,7 +254,7 @@ class Loop:
         trial = self.attempt(code, seed, split, self.options.budget)
         if trial:
             self.runs.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
-            runner.save_log(trial, self.runs / f"{number:04d}-{seed}")
+            runner.save_log(trial, self.runs, number)
             if self.history and trial.device != self.history[0].own.device:
                 raise SetupError(f"this session was measured on {self.history[0].own.device}, this machine has "
                                  f"{trial.device}; start another with --tag {self.store.tag}-2")
@@ -330,7 +298,6 @@ class Loop:
             self.history[at] = Experiment(row.experiment, (*self.history[at].rows, row))
         else:
             self.history.append(Experiment(row.experiment, (row,)))
-        self.paid_usd += row.usd
         self.display.experiment_ended(row, self.history)
 
     def show(self) -> None:
@@ -343,7 +310,7 @@ class Loop:
     def close(self) -> None:
         """Leave the branch with its last rows committed and nothing running."""
         self.stop.asked.set()
-        self.drafter.shutdown(wait=True, cancel_futures=True)
+        self.proposer.close()
         if self.reporting:
             self.reporting.wait()
         try:
@@ -353,163 +320,21 @@ class Loop:
 
     def steering(self) -> str:
         """A note for the row when program.md has changed since the last one."""
-        before, self.program = self.program, program_text()
+        before, self.program = self.program, read_program(ROOT)
         return "program.md changed" if before not in ("", self.program) else ""
-
-    # -- proposals
 
     def baseline(self) -> Proposal:
         return Proposal("baseline", self.store.train_code(), "baseline")
 
-    def propose(self, who: str) -> Proposal | None:
-        """The next idea: the model's if it is its turn and it can be had, else the tuner's; None when stopped."""
-        if who == "llm" and time.monotonic() >= self.llm_back_at:
-            proposal = self.ask_researcher()
-            if proposal or self.stop.asked.is_set():
-                return proposal
-        return self.ask_tuner()
-
-    def ask_tuner(self) -> Proposal:
-        code = self.store.code(self.best.number)
-        proposal = tuner.propose(code, list(self.known), len(self.history),
-                                 lambda candidate: edits.fingerprint(candidate) not in self.tried)
-        if proposal is None:
-            raise SetupError("train.py has no ALL_CAPS number left for the tuner to vary: add one, or set "
-                             "ANTHROPIC_API_KEY for a model")
-        return proposal
-
-    def ask_researcher(self) -> Proposal | None:
-        """The draft made while the last trial ran, re-applied when the incumbent has changed; None if there is none."""
-        for _ in range(2):
-            self.draft_ahead()
-            draft, drafted_on = self.await_draft()
-            if draft is None:
-                return None
-            code = self.store.code(self.best.number)
-            try:
-                if code != drafted_on or edits.fingerprint(draft.proposal.code) in self.tried:
-                    draft = reapply(draft, code, self.tried)
-                return draft.proposal
-            except edits.ProposalError as error:  # it no longer applies: ask once more
-                error.usd, error.source = draft.proposal.usd, draft.proposal.source
-                self.unapplied(draft.proposal.description, error)
-        return None
-
-    def draft_ahead(self) -> None:
-        """Have the next proposal made in the background, against the incumbent as it is now."""
-        if self.drafts or self.best is None or not self.may_ask():
-            return
-        self.display.researcher(f"{self.options.model} drafts the next proposal")
-        now, tried, limit_usd = self.situation(), frozenset(self.tried), self.left_usd()
-        self.drafts.append((self.drafter.submit(
-            lambda: self.researcher.propose(build_prompt(now), tried, self.stop.asked, limit_usd)), now.code))
-
-    def may_mend(self, proposal: Proposal, trial: Trial) -> bool:
-        """A first crash within the first minute, of a model that can be asked."""
-        return (proposal.source not in ("tuner", "baseline") and trial.total_seconds < 60
-                and not proposal.note.startswith("mended") and self.may_ask())
-
-    def mend_ahead(self, proposal: Proposal, trial: Trial) -> None:
-        """Have a crash mended in the background, by one call with what it printed: an experiment like any other."""
-        now, tried, limit_usd = self.situation(), frozenset(self.tried), self.left_usd()
-
-        def mend() -> Draft:
-            draft = self.researcher.repair(build_prompt(now), proposal.code, trial.log, tried, self.stop.asked,
-                                           limit_usd)
-            note = "; ".join(filter(None, (f"mended after: {trial.reason}", draft.proposal.note)))
-            return replace(draft, proposal=replace(draft.proposal, note=note))
-
-        self.drafts.append((self.drafter.submit(mend), now.code))
-
-    def may_ask(self) -> bool:
-        """Whether one more proposal of the model is wanted and allowed."""
-        last = self.options.experiments is not None and self.new + (self.running != "") >= self.options.experiments
-        return not (self.researcher is None or last or self.stop.asked.is_set() or time.monotonic() < self.llm_back_at
-                    or self.left_usd() <= 0)
-
-    def left_usd(self) -> float:
-        limit = self.options.max_usd
-        return float("inf") if limit is None else limit - self.spent_usd
-
-    def await_draft(self) -> tuple[Draft | None, str]:
-        """The oldest draft and the code it was made for; None when it failed or is late. What failed is remembered.
-
-        Nobody waits for the model while the tuner has turns of its share left, or can take the next one ahead.
-        """
-        if not self.drafts:
-            return None, ""
-        draft, drafted_on = self.drafts[0]
-        ahead = self.options.tuner_share > 0 and tuner_credit(self.history, self.options.tuner_share) > 0
-        until = time.monotonic() + (0 if ahead else PATIENCE_S)
-        while not draft.done() and time.monotonic() < until and not self.stop.asked.is_set():
-            self.display.event("tick", None)
-            time.sleep(0.05)
-        if not draft.done():
-            self.display.say("the model has not answered yet: the tuner takes this turn")
-            return None, ""
-        self.drafts.popleft()
-        try:
-            answer = draft.result()
-        except edits.ProposalError as error:
-            self.unapplied(error.description, error)
-        except Unavailable as error:
-            self.without_model(error)
-        else:
-            self.llm_failures = 0
-            return answer, drafted_on
-        return None, ""
-
-    def unapplied(self, description: str, error: edits.ProposalError) -> None:
-        """Remember an idea that never ran, so that it is not proposed again, and what it cost."""
-        self.owed_usd += error.usd
-        self.display.say(f"an idea that could not be tried: {one_line(str(error), 160)}")
-        idea = {"when": utc_now(), "description": description, "source": error.source,
-                "reason": one_line(str(error), 500), "usd": error.usd}
-        self.ideas.append(idea)
-        self.runs.mkdir(parents=True, exist_ok=True)
-        with open(self.runs / "unapplied.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(idea) + "\n")
-
-    def without_model(self, error: Unavailable) -> None:
-        """The API is out: for a while, and the tuner works meanwhile; or for good, which only `auto` survives."""
-        self.owed_usd += error.usd
-        if error.fatal and "--max-usd" in str(error):
-            self.spent_out = True
-            return
-        if error.fatal and self.options.researcher != "auto":
-            raise SetupError(str(error))
-        if error.fatal:
-            self.display.say(f"{error}; the tuner goes on alone")
-            self.researcher = None
-            return
-        wait_s = next_wait_s(self.llm_failures, error.retry_after_s, random.random())
-        self.llm_failures += 1
-        self.llm_back_at = time.monotonic() + wait_s
-        self.display.say(f"{error}; the tuner works, the model is asked again in {wait_s:.0f} s")
-
-    def situation(self) -> Situation:
-        """All that a proposal may depend on, as it stands now."""
-        number = self.best.number
-        facts = {"budget": f"{self.options.budget:g} s of training", "device": self.best.own.device,
-                 "corpus": self.data.name, "VOCAB_SIZE": self.data.vocab_size, "MAX_SEQ_LEN": self.data.max_seq_len,
-                 "training tokens": self.data.rows["train"] * self.data.max_seq_len}
-        logs = {n: log for n in range(max(0, len(self.history) - 3), len(self.history)) if (log := self.log_of(n))}
-        running = self.running if self.running != self.best.own.description else ""
-        return Situation(program_text(), facts, self.store.code(number), tuple(self.history), tuple(self.ideas), logs,
-                         self.prior, ledger.sigma(self.history), misses(confirmation.ideas(self.history)),
-                         running)
-
-    def log_of(self, number: int) -> str:
-        """What the experiment's own trial printed; "" when the run folder is gone."""
-        path = self.runs / f"{number:04d}-{next_seed(None, number)}.log"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+    def log_of_best(self) -> str:
+        return runner.read_log(self.runs, self.best.number, self.best.own.seed) if self.best else ""
 
 
 def confirm(loop: Loop) -> None:
     """Say what fresh seeds on the test split say; with --each also of every kept change, taken out alone."""
     from lab import report
 
-    loop.researcher = None  # a proposal that is drafted now would never run
+    loop.proposer.researcher = None  # a proposal that is drafted now would never run
     each = loop.options.each and loop.options.word == "confirm"
     if not each or len(confirmation.test_values(loop.best)) < CONFIRM_SEEDS:
         measure_again(loop)
@@ -564,31 +389,11 @@ def measure_without(loop: Loop, kept: Experiment, code: str, n_seeds: int) -> bo
     return trial is not None
 
 
-def read_ideas(path: Path) -> list[dict]:
-    """What could not be tried so far; a torn last line is skipped."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def fixed_files(data: Data) -> dict[str, str]:
     """Name and content hash of everything that no experiment may change."""
     code = [ROOT / "prepare.py", ROOT / "agent.py", *sorted((ROOT / "lab").glob("*.py"))]
     paths = [*code, data.folder / "manifest.json"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def program_text() -> str:
-    """program.md as it stands. Raises SetupError when there is nothing to steer by."""
-    path = ROOT / "program.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if not text.strip():
-        raise SetupError("program.md is missing or empty: write what to research, or restore it with "
-                         "git checkout -- program.md")
-    return text
-
-
-def utc_now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # The command line -----------------------------------------------------------------------------------------------------
@@ -691,7 +496,7 @@ def pick_researcher(options: argparse.Namespace, say: Callable[[str], None]) -> 
 
 def open_session(options: argparse.Namespace, display: Display, stop: Stop) -> Loop:
     """Everything that is checked before the first write. Raises SetupError with nothing changed."""
-    program_text()
+    read_program(ROOT)
     compile_train()
     store = Store.open(ROOT, options.tag, datetime.now().strftime("%b%d").lower())
     with progress_bar() as report:
@@ -730,7 +535,7 @@ def work(options: argparse.Namespace) -> int:
     with Display("autoresearch") as display:
         loop = open_session(options, display, stop)
         display.title = f"autoresearch/{loop.store.tag}"
-        display.start(loop.history, loop.log_of(loop.best.number) if loop.best else "")
+        display.start(loop.history, loop.log_of_best())
         display.limits(limits_text(options))
         stop.listen()
         faults = []  # not refused starts: the loop had begun

@@ -25,7 +25,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.util import find_spec
@@ -714,6 +714,19 @@ def _stager(batch_size: int, seq_len: int):
     return to_device
 
 
+def page_lock(start, n_bytes: int) -> None:
+    """Have copies between this memory and the GPU run at the speed of the bus; where that is refused, they are slower.
+
+    start: tensor at its beginning.
+    """
+    import torch
+
+    runtime = torch.cuda.cudart()
+    if runtime.cudaHostRegister(start.data_ptr(), n_bytes, 0) != runtime.cudaError.success:
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda").add_(1)  # takes up the error, which would else be raised by whoever is next
+
+
 def finish(model) -> None:
     """Have the referee score `model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE)`; nothing trains after this call."""
     import torch
@@ -727,8 +740,8 @@ def finish(model) -> None:
         link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
     link.ask(FINISH, link.rows_an_ask)
     slots = torch.frombuffer(link.buffer, dtype=torch.uint8).chunk(2)
-    if device.type == "cuda":  # page-locked, the copy out of GPU memory runs at the speed of the bus
-        torch.cuda.cudart().cudaHostRegister(slots[0].data_ptr(), len(link.buffer), 0)
+    if device.type == "cuda":
+        page_lock(slots[0], len(link.buffer))
     ask = 0
     with torch.no_grad():
         while n_rows := int(link.answer()):

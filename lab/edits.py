@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
+from functools import lru_cache
 
 from lab.ledger import one_line
 
@@ -328,6 +329,7 @@ def check(code: str, tried: Collection[str]) -> None:
                             "result stands in the history. Propose something else.")
 
 
+@lru_cache(maxsize=16)  # 20 ms; asked when a proposal is made, and again when it is saved
 def fingerprint(code: str) -> str:
     """A hash of the syntax tree: comments, layout and bare strings (docstrings) do not count."""
     tree = _tree(code)
@@ -351,8 +353,9 @@ def _tree(code: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string is not worth a line on the user's terminal
-            compile(code, "train.py", "exec", dont_inherit=True)
-            return ast.parse(code, "train.py")
+            tree = ast.parse(code, "train.py")
+            compile(tree, "train.py", "exec", dont_inherit=True)
+            return tree
     except SyntaxError as error:
         lines, at = code.split("\n"), error.lineno or 1
         near = _shown(lines[max(0, at - 3):at + 2])

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 
@@ -125,16 +126,35 @@ def incumbent(history: Sequence[Experiment]) -> Experiment | None:
     return next((e for e in reversed(history) if e.status == "keep"), None)
 
 
+def misses(history: Sequence[Experiment]) -> int:
+    """Experiments since the last keep."""
+    return next((n for n, experiment in enumerate(reversed(history)) if experiment.status == "keep"), 0)
+
+
 def sigma(history: Iterable[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds: pooled standard deviation of trials of equal commits; None before a repeat."""
+    """Noise of val_bpb between seeds: pooled standard deviation of trials of equal commits; None before a repeat.
+
+    A train.py that pins its own seed repeats one value, which counts once: it says nothing of the noise.
+    """
     squares, freedom = 0.0, 0
     for experiment in history:
         if len(experiment.rows) == 1:  # nearly all: the loop asks after each of twenty thousand
             continue
-        values = [row.val_bpb for row in experiment.rows if row.split == "val" and row.val_bpb is not None]
+        values = {row.val_bpb for row in experiment.rows if row.split == "val" and row.val_bpb is not None}
         squares += sum((value - sum(values) / len(values)) ** 2 for value in values)
         freedom += max(0, len(values) - 1)
     return (squares / freedom) ** 0.5 if freedom else None
+
+
+def pinned(experiment: Experiment, trial: Trial) -> str:
+    """A note when another seed changed nothing, to the sixth decimal: whoever pins his seed hides the noise."""
+    same = [row.seed for row in experiment.rows if row.split == trial.split and row.seed != trial.seed
+            and None not in (row.val_bpb, trial.val_bpb) and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}"]
+    return f"pins its own seed: seed {same[0]} gave the same val_bpb" if same else ""
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def one_line(text: str, limit: int = 300) -> str:

@@ -26,13 +26,26 @@ from pathlib import Path
 import numpy as np
 
 from lab import sandbox
-from prepare import ANSWER, FINISH, LOGIT_DTYPES, LOGITS, PARAMS, PULL, REQUEST, TRIAL_VARIABLE, Data, logit_buffer
+from prepare import (
+    ANSWER,
+    FINISH,
+    LOGIT_DTYPES,
+    LOGITS,
+    PARAMS,
+    PULL,
+    REQUEST,
+    TRIAL_VARIABLE,
+    Data,
+    logit_buffer,
+    page_lock,
+)
 
 # How late finish() may come: a little and two of the trial's own longest steps, bounded: hoarding tokens buys nothing
 OVERRUN_S, OVERRUN, STEP_OVERRUN_S = 1.0, 0.02, 10.0
 MAX_PULL_ROWS = 1 << 16
 MAX_PROCESSES = 512         # a fork bomb is ended here; compile workers and loaders need a few dozen
 MAX_DISK_BYTES = 16e9       # that the disk may lose while a trial runs; its folder is on it
+MEMORY_BACK_S, LEFT_GB = 15.0, 0.5  # how long GPU memory may take to come back; what drivers and desktops move by
 WATCH_EVERY_S = 1.0         # how often processes, memory and disk are looked at
 LOG_HEAD_BYTES = LOG_TAIL_BYTES = 32 * 1024
 LEAST_ASKS = 64             # a scoring has at least so many where it has the rows, so that the few extra ones cost 5 %
@@ -94,7 +107,7 @@ class Channel:
         self.process_fd: int | None = None
         self.selector = selectors.DefaultSelector()
         self.watched_at, self.disk_bytes = time.monotonic(), free_bytes()
-        self.used_gb: Callable[[], float] = resident_gb  # what the trial takes at the moment, for the eye
+        self.gpu_gb: Callable[[], float] | None = None  # GPU memory beyond what was in use before; None without one
         for fd in filter(None, (tokens_fd, events_fd, log_fd)):
             os.set_blocking(fd, False)
         self.selector.register(events_fd, selectors.EVENT_READ)
@@ -120,7 +133,7 @@ class Channel:
         if self.log_fd and now - self.watched_at > WATCH_EVERY_S:
             self.watched_at = now
             watch(self.disk_bytes)
-            self.tell("memory", round(self.used_gb(), 3))
+            self.tell("memory", round((self.gpu_gb or resident_gb)(), 3))
         ready = [key.fd for key, _ in self.selector.select(min(deadline - now, WATCH_EVERY_S))]
         if self.log_fd in ready:
             self.read_log()
@@ -290,7 +303,7 @@ def score(channel: Channel, data: Data, split: str, rows_an_ask: int, buffer_fd:
     shared = mmap.mmap(buffer_fd, buffer_bytes)
     slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(2)
     if device == "cuda":
-        torch.cuda.cudart().cudaHostRegister(slots[0].data_ptr(), buffer_bytes, 0)
+        page_lock(slots[0], buffer_bytes)
     rows_an_ask = max(1, min(rows_an_ask, n_rows // LEAST_ASKS, slots[0].numel() // (4 * row_logits)))
     finished_at, first_s = time.monotonic(), max(limits.first_s, budget_s / 10)
     deadline, why = finished_at + limits.score_s + budget_s, "was not scored in time"
@@ -385,12 +398,13 @@ def judge(channel: Channel, data: Data, spec: dict, started_at: float) -> dict:
     device = pick_device().split(":")[0]
     facts: dict = {"device": torch.cuda.get_device_name() if device == "cuda" else f"{device} x{os.cpu_count()}",
                    "val_bpb": None, "reason": ""}
-    idle_bytes, limits = used_bytes(device), Limits(**spec.get("limits", {}))
+    limits = Limits(**spec.get("limits", {}))
     if device == "cuda":
-        channel.used_gb = lambda: max(0, used_bytes(device) - idle_bytes) / 1e9
+        idle_gb = gpu_gb()
+        channel.gpu_gb = lambda: max(0.0, gpu_gb() - idle_gb)
     try:
         rows_an_ask = feed(channel, data, spec["budget"], limits.start_s, started_at, facts)
-        facts["memory_gb"] = max(0, used_bytes(device) - idle_bytes) / 1e9
+        facts["memory_gb"] = channel.gpu_gb() if channel.gpu_gb else 0.0
         channel.tell("score", facts["finish"] - started_at)
         facts["val_bpb"] = score(channel, data, spec["split"], rows_an_ask, spec["buffer_fd"],
                                  spec["buffer_bytes"], spec["budget"], limits, "cuda" if device == "cuda" else "cpu")
@@ -399,14 +413,23 @@ def judge(channel: Channel, data: Data, spec: dict, started_at: float) -> dict:
     return facts | {"ended": time.monotonic()}
 
 
-def used_bytes(device: str) -> int:
-    """GPU memory in use by everybody; 0 without CUDA."""
+def gpu_gb() -> float:
+    """GPU memory in use by everybody."""
     import torch
 
-    if device != "cuda":
-        return 0
     free, total = torch.cuda.mem_get_info()
-    return total - free
+    return (total - free) / 1e9
+
+
+def given_back(held_gb: Callable[[], float], patience_s: float = MEMORY_BACK_S) -> str:
+    """Wait until the trial's GPU memory is free for the next one; a note for the row when it is not."""
+    import torch
+
+    torch.cuda.empty_cache()  # what the scoring here took is not the trial's
+    until = time.monotonic() + patience_s
+    while (held := held_gb()) > LEFT_GB and time.monotonic() < until:
+        time.sleep(0.05)
+    return f"{held:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end" if held > LEFT_GB else ""
 
 
 def run(spec: dict) -> dict:
@@ -436,6 +459,8 @@ def run(spec: dict) -> dict:
     sandbox.sweep()
     sandbox.clear_shared(shared_before)
     channel.drain()
+    if channel.gpu_gb:
+        facts["note"] = given_back(channel.gpu_gb)
     if facts["val_bpb"] is None and facts["reason"].startswith("ended"):
         facts["reason"] = last_error(channel.log.text(), code)
     return finished(facts, spec, data, started_at, peak_gb) | {"log": channel.log.text()}

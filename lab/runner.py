@@ -125,8 +125,19 @@ def remove(folder: Path) -> None:
         subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
 
 
-def save_log(trial: Trial, path: Path) -> None:
-    """What a trial printed beside what was measured, for the morning; `path` has no ending."""
-    path.with_suffix(".log").write_text(trial.log, encoding="utf-8")
+def save_log(trial: Trial, runs: Path, number: int) -> None:
+    """What a trial of an experiment printed beside what was measured, for the morning."""
+    path = _log_path(runs, number, trial.seed)
+    path.write_text(trial.log, encoding="utf-8")
     facts = {name: value for name, value in asdict(trial).items() if name != "log"}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_log(runs: Path, number: int, seed: int) -> str:
+    """What a trial printed; "" when its log is gone."""
+    path = _log_path(runs, number, seed)
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _log_path(runs: Path, number: int, seed: int) -> Path:
+    return runs / f"{number:04d}-{seed}.log"

@@ -171,15 +171,14 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
 
 def shorten_waits(server: str) -> None:
     """Every wait for the model a sixtieth of what it is: a second for a minute."""
-    import agent
-    from lab import api, researcher
+    from lab import api, proposer, researcher
 
     os.environ["ANTHROPIC_BASE_URL"] = server
-    agent.PATIENCE_S /= WAITS_SHORTER
+    proposer.PATIENCE_S /= WAITS_SHORTER
     limits = api.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
     next_wait_s = researcher.next_wait_s
     researcher.Limits = lambda: limits
-    agent.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
+    proposer.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
     researcher.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
         failures, None if after_s is None else after_s / WAITS_SHORTER, chance, first_s)
 

@@ -3,13 +3,15 @@
 import math
 import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import TRAIN
 
-from lab import runner, sandbox
+from lab import ledger, referee, runner, sandbox
+from lab.ledger import Row
 
 BODY = TRAIN[TRAIN.index("    torch.manual"):TRAIN.index("\n\nif __name__")]
 
@@ -127,6 +129,28 @@ next(iter(stream(2, MAX_SEQ_LEN)))
 finish(lambda x: table[x].{kind})
 """)) for kind in ("float()", "bfloat16()"))
     assert one.val_bpb == pytest.approx(two.val_bpb, rel=1e-3) and one.val_bpb != two.val_bpb
+
+
+def test_a_pinned_seed_is_found_by_its_repeat(run):
+    """And its one value, counted twice, does not say that there is no noise."""
+    one, two = (run(with_body("""
+torch.manual_seed(1337)
+next(iter(stream(2, MAX_SEQ_LEN)))
+finish(torch.nn.Embedding(VOCAB_SIZE, VOCAB_SIZE).to(device))
+"""), seed=seed) for seed in (1, 2))
+    row = Row("c", one.val_bpb, seed=one.seed, split=one.split)
+    again = replace(row, val_bpb=two.val_bpb, seed=two.seed, status="repeat")
+    other = replace(two, val_bpb=two.val_bpb + 1e-5)
+    assert "seed 1 gave the same" in ledger.pinned(ledger.Experiment(0, (row,)), two)
+    assert ledger.pinned(ledger.Experiment(0, (row,)), other) == ""
+    assert ledger.sigma([ledger.Experiment(0, (row, again))]) is None
+
+
+def test_gpu_memory_is_waited_for_and_said_in_the_row_when_it_stays():
+    held = iter([20.0, 20.0, 9.0, 0.1])
+    assert referee.given_back(lambda: next(held)) == ""
+    assert next(held, None) is None
+    assert referee.given_back(lambda: 20.0, 0.2) == "20.0 GB of GPU memory were still held 0 s after its end"
 
 
 def test_nothing_of_a_trial_outlives_it(run):

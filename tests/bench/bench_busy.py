@@ -80,9 +80,10 @@ def main() -> None:
         (corpus := Path(folder) / "corpus").mkdir()
         for i in range(20):
             (corpus / f"{i}.txt").write_text(make_text(i, 20_000))
+        alone = make_checkout(Path(folder) / "alone")
+        own_s = between(*session(alone, 4, "--data", str(corpus), "--budget", "1"))
         checkout = make_checkout(Path(folder) / "checkout")
-        own_s = between(*session(checkout, 4, "--data", str(corpus), "--budget", "1", "--tag", "alone"))
-        words = ("--data", str(corpus), "--budget", f"{options.budget:g}", "--tag", "busy")
+        words = ("--data", str(corpus), "--budget", f"{options.budget:g}")
         session(checkout, 0, *words)
         with ModelServer([answers(options.share * options.budget)]) as server:
             rows, wall_s = session(checkout, options.experiments, *words, ANTHROPIC_BASE_URL=server.url)
