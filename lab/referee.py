@@ -36,6 +36,7 @@ from prepare import (
     REQUEST,
     TRIAL_VARIABLE,
     Data,
+    keep_freed_memory,
     logit_buffer,
     page_lock,
 )
@@ -394,6 +395,7 @@ def judge(channel: Channel, data: Data, spec: dict, started_at: float) -> dict:
 
     from prepare import pick_device
 
+    keep_freed_memory()
     torch.set_num_threads(spec.get("threads") or torch.get_num_threads())
     device = pick_device().split(":")[0]
     facts: dict = {"device": torch.cuda.get_device_name() if device == "cuda" else f"{device} x{os.cpu_count()}",

@@ -9,7 +9,6 @@ kept. With FROM, the earlier ones are written down at once, all with the train.p
 
 import contextlib
 import hashlib
-import io
 import os
 import statistics
 import subprocess
@@ -70,12 +69,13 @@ def watch(arguments: list[str], root: Path, n_experiments: int, skipped: int, bl
     def timed(self: agent.Loop, row: object) -> None:
         record(self, row)
         moments.append((time.perf_counter(), cpu_s()))
-        if len(moments) % block == 1:
-            tell(moments[-block - 1 :], root)
+        if len(moments) > block:
+            tell(moments, root)
+            del moments[:-1]
 
     agent.runner.run, agent.Loop.record, agent.Loop.show = run, timed, lambda self: None
     print("rows\tms\tp99\tcpu ms\tMB\tfds\t.git MB\tloose")
-    with contextlib.redirect_stdout(io.StringIO()):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a buffer would grow
         if skipped:
             agent.main([*arguments, "1"])
             skip(root, skipped)
