@@ -34,6 +34,7 @@ class Size:
     head_width: int   # D
     step_tokens: int  # tokens between two steps of the optimizer, over all micro-batches
     bigram_rows: int  # of the hashed table of token pairs: more rows, fewer collisions, more bytes moved a step
+    softcap: float = 15.0  # logits stay within +- this by a tanh; 0: no tanh, which costs a CPU a tenth of its steps
 
 
 SIZES = {  # smaller devices start smaller: about 1000 steps should fit into the budget
@@ -41,7 +42,7 @@ SIZES = {  # smaller devices start smaller: about 1000 steps should fit into the
     "gpu": Size(layers=8, width=512, head_width=128, step_tokens=2**16, bigram_rows=2**16),
     "small gpu": Size(layers=6, width=384, head_width=128, step_tokens=2**15, bigram_rows=2**16),
     "mps": Size(layers=4, width=256, head_width=64, step_tokens=2**14, bigram_rows=2**15),
-    "cpu": Size(layers=3, width=64, head_width=32, step_tokens=2**10, bigram_rows=2**14),
+    "cpu": Size(layers=3, width=64, head_width=32, step_tokens=2**10, bigram_rows=2**14, softcap=0.0),
 }
 
 # --- Knobs: model ---------------------------------------------------------------------------------------------------
@@ -53,7 +54,6 @@ VALUE_EVERY = 2           # layers: every 2nd, counted from the last, has a valu
 GATE_CHANNELS = 32        # channels of the input, at most all, that open the gate of a value embedding
 ROPE_BASE = 200_000.0     # longest wavelength of the rotary positions, in tokens / 2 pi
 QK_SCALE = 1.15           # on q and k after their norm: sharper attention than unit vectors give
-SOFTCAP = 15.0            # logits stay within +-15 by a tanh
 BACKOUT = 0.2             # share of the middle layer's output subtracted before the head: features that served inside
 INIT_SCALE = 0.68         # of uniform(+-sqrt(3 / C)), the usual scale of a matrix
 HEAD_INIT = 0.001         # standard deviation of the unembedding: the first loss is log V
@@ -214,7 +214,7 @@ class GPT(nn.Module):
     def __init__(self, size: Size, vocab_size: int, dtype: torch.dtype, flash: bool):
         super().__init__()
         L, C, D = size.layers, size.width, size.head_width
-        self.dtype = dtype
+        self.dtype, self.softcap = dtype, size.softcap
         with_values = [(L - 1 - i) % VALUE_EVERY == 0 for i in range(L)]
         is_long = [(i + 1) % LONG_EVERY == 0 or i == L - 1 for i in range(L)]
         windows = [MAX_SEQ_LEN if long else max(1, MAX_SEQ_LEN // SHORT_WINDOW) for long in is_long]
@@ -259,8 +259,8 @@ class GPT(nn.Module):
             h = h + attention(norm(h), value_embedding, cos, sin)
             h = h + mlp(norm(h))
             middle = h if i == len(self.mlps) // 2 else middle
-        logits = self.head(norm(h - BACKOUT * middle) / SOFTCAP).float()  # divided here, where there are fewer numbers
-        logits = SOFTCAP * torch.tanh(logits)
+        logits = self.head(norm(h - BACKOUT * middle)).float()
+        logits = self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
         if y is not None:
             return F.cross_entropy(logits.flatten(0, 1), y.flatten())
         return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 15

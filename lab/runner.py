@@ -45,7 +45,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     with open(errors, "wb") as stderr:
         process = subprocess.Popen([sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-                                   env=os.environ | sandbox.QUIET_THREADS)
+                                   env=os.environ | sandbox.THREADS)
     process.stdin.write((json.dumps(spec) + "\n").encode())
     process.stdin.close()
     limit_s = sum(asdict(limits).values()) + 2 * budget_s + BACKSTOP_S

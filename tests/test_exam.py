@@ -1,6 +1,7 @@
 """The examination that every score passes: leaks are found, honest models are never accused."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -85,3 +86,23 @@ def test_every_row_is_scored_once_and_what_is_probed_cannot_be_known():
                 twin = [i for i, a in enumerate(asks) if a.kind == "score" and (a.rows == ask.rows).all()]
                 assert twin[0] > number  # blind first: afterwards it could answer from memory
     assert len(places) > 20
+
+
+def test_logits_that_change_while_they_are_scored_earn_nothing():
+    """Raised after their sum was taken, they would say more than certainty: a loss below zero."""
+    logits, ended = torch.zeros(16, 256, 2048), threading.Event()
+
+    def change():
+        while not ended.is_set():
+            logits.fill_(60.0)
+            logits.zero_()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        lowest = min(referee.token_losses(logits, torch.zeros(16, 256, dtype=torch.int64), "cpu").min().item()
+                     for _ in range(20))
+    finally:
+        ended.set()
+        changing.join()
+    assert lowest >= 0

@@ -50,7 +50,7 @@ PARTS: dict[str, list[tuple[str, str]]] = {  # part: replacements that switch it
     "relu squared (relu)": [(".square())", ")")],
     "q and k norm": [("norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE", "rotate(qkv[:, :, :2], cos, sin)")],
     "q and k times 1.15": [("QK_SCALE", "1.0")],
-    "softcap": [("SOFTCAP * torch.tanh(logits)", "SOFTCAP * logits")],
+    "no softcap (15)": [("softcap=0.0", "softcap=15.0")],
     "zero outward matrices": [("outward.weight.zero_()", "outward.weight.uniform_(-bound, bound)")],
     "short windows": [("SHORT_WINDOW", "1")],
     "middle layer subtracted": [("BACKOUT", "0.0")],

@@ -3,8 +3,8 @@
     python tests/bench/bench_dead.py [--budget 10] [--trials 2] [--data builtin]
 
 Runs train.py as it stands, as trials of the referee. The copy that runs does one thing more: before it trains, it
-computes the logits of as many rows as the referee will ask for and prints the seconds. That is the forward pass which
-scoring is compared with: the hand-over of logits, the probe, the asks made twice and the loss itself come on top.
+computes the logits of as many rows as the referee will ask for, and then their loss, and prints the seconds. That is
+what scoring is compared with: the hand-over of logits, the probe and the asks made twice come on top.
 """
 
 import argparse
@@ -26,13 +26,15 @@ from prepare import Data, open_data  # noqa: E402
 TRAIN = "    train(runner, optimizer, rows, parts)\n"
 FORWARD = """\
     with torch.no_grad():
-        x = torch.randint(VOCAB_SIZE, (rows, MAX_SEQ_LEN), device=device)
-        runner(x)
-        began = time.perf_counter()
-        for _ in range(-(-{rows} // rows)):
-            logits = runner(x)
-        logits[0, 0, 0].item()
-    print(f"forward {{time.perf_counter() - began:.3f}}", flush=True)
+        n = rows * (2 if device.type == "cpu" else 1)  # as many at a time as finish() has itself asked for
+        x = torch.randint(VOCAB_SIZE, (n, MAX_SEQ_LEN), device=device)
+        for name, targets in (("logits", None), ("loss", x)):
+            runner(x, targets)
+            began = time.perf_counter()
+            for _ in range(-(-{rows} // n)):
+                y = runner(x, targets)
+            y.flatten()[0].item()
+            print(f"{{name}} {{time.perf_counter() - began:.3f}}", flush=True)
 """
 
 
@@ -71,16 +73,18 @@ def main() -> None:
         print(f"{name:40}{seconds:8.2f} s")
     with tempfile.TemporaryDirectory() as folder:
         results = [trial(code, data, options.budget, seed, Path(folder) / "trials") for seed in range(options.trials)]
-    forward = [float(re.search(r"^forward (\S+)$", result.log, re.MULTILINE)[1]) for result in results]
+    forward = {name: [float(re.search(rf"^{name} (\S+)$", result.log, re.MULTILINE)[1]) for result in results]
+               for name in ("logits", "loss")}
     print(f"\n{'trial':40}" + "".join(f"{n:>8}" for n in range(len(results))) + "    (the first with an empty cache)")
-    for result, seconds in zip(results, forward, strict=True):
-        result.phases["start"] -= seconds
+    for n, result in enumerate(results):
+        result.phases["start"] -= sum(seconds[n] for seconds in forward.values())
     for phase in ("start", "train", "score", "stop"):
         print(f"{phase:40}" + "".join(f"{result.phases[phase]:8.2f}" for result in results) + " s")
-    print(f"{'forward pass of the scored rows alone':40}" + "".join(f"{seconds:8.2f}" for seconds in forward) + " s")
-    ratios = [result.phases["score"] / seconds for result, seconds in zip(results, forward, strict=True)]
-    print(f"{'scoring, of that':40}" + "".join(f"{ratio:8.2f}" for ratio in ratios)
-          + f"    mean {statistics.mean(ratios):.2f}")
+    for name, seconds in forward.items():
+        print(f"{'forward pass of the scored rows: ' + name:40}" + "".join(f"{s:8.2f}" for s in seconds) + " s")
+        ratios = [result.phases["score"] / s for result, s in zip(results, seconds, strict=True)]
+        print(f"{'scoring, of that':40}" + "".join(f"{ratio:8.2f}" for ratio in ratios)
+              + f"    mean {statistics.mean(ratios):.2f}")
 
 
 if __name__ == "__main__":
