@@ -25,12 +25,13 @@ from pathlib import Path
 
 from lab import confirm as confirmation
 from lab import edits, ledger, runner, sandbox
+from lab.corpus import Data, default_data, open_data, progress_bar
 from lab.display import Display
-from lab.ledger import Experiment, Proposal, Row, Trial, one_line
+from lab.ledger import Experiment, Proposal, Row, SetupError, Trial, one_line
 from lab.proposer import Proposer, read_program, tuner_credit
 from lab.researcher import DEFAULT_MODEL, Researcher, Unavailable, has_key
 from lab.store import Store
-from prepare import DEFAULT_BUDGET_S, Data, SetupError, default_data, open_data, progress_bar
+from prepare import DEFAULT_BUDGET_S
 
 ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend

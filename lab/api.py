@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.ledger import one_line
+from lab.ledger import SetupError, one_line
 from lab.prompt import Prompt
-from prepare import SetupError
 
 HOST = "https://api.anthropic.com"
 MAX_TOKENS = 64_000            # of one answer, thinking included; a whole train.py is 8 000

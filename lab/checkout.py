@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import ledger
-from prepare import SetupError
+from lab.ledger import SetupError, write_durably
 
 SETTINGS = (
     "core.fsync=objects,reference", "core.fsyncMethod=fsync",  # what the row relies on is on the disk before it
@@ -249,29 +249,9 @@ def _mend_head(root: Path) -> None:
     os.close(lock_fd)
 
 
-def spare(path: Path) -> Path:
-    """Where a file's next contents are written before they replace it."""
-    return path.with_name(f".{path.name}.new")
-
-
 def encode(code: str) -> bytes:
     return code.encode("utf-8", "surrogateescape")
 
 
 def decode(code: bytes) -> str:
     return code.decode("utf-8", "surrogateescape")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode."""
-    new = spare(path)
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        os.chmod(new, path.stat().st_mode & 0o7777)
-    os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)

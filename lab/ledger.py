@@ -9,8 +9,39 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
+
+
+class SetupError(Exception):
+    """The user must act; the message is one line that says what is wrong and what to do."""
+
+
+class Status(str, Enum):
+    """What a row of results.tsv is."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+    CRASH = "crash"
+    REPEAT = "repeat"         # another trial of a commit already tried
+    BUSY = "busy"             # a trial that did not have its machine: it counts nowhere and runs again
+
+    __str__ = str.__str__
+
+
+class Ending(str, Enum):
+    """How a trial ended. Decisions read this, never the text of a reason."""
+
+    SCORED = "scored"
+    CRASHED = "crashed"       # its own code fell over
+    MEMORY = "memory"         # out of memory, its own or while it was scored
+    FOUL = "foul"             # it broke the contract of a trial
+    UNREPEATABLE = "unrepeatable"  # the witness could not run its train.py, or differed everywhere
+    BUSY = "busy"             # it did not have its machine
+    MACHINE = "machine"       # the referee or the device failed, not the trial
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)
@@ -42,13 +73,15 @@ class Trial:
     tokens_m: float = 0.0     # millions of training tokens handed out
     params_m: float = 0.0     # millions of parameters, as the model object counts them
     memory_gb: float = 0.0    # peak: GPU memory where there is one, else resident memory
+    ending: Ending = Ending.SCORED
+    witnessed: bool = False   # a second process that was told nothing said the same
     note: str = ""            # measured peculiarities ("pins its own seed", ...)
     log: str = ""             # bounded head and tail of what it printed: data, never parsed for a number
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, stop
 
     @property
     def crashed(self) -> bool:
-        return self.val_bpb is None
+        return self.val_bpb is None and self.ending is not Ending.BUSY
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +91,7 @@ class Row:
     commit: str
     val_bpb: float | None
     memory_gb: float = 0.0
-    status: str = ""          # keep, discard, crash, repeat
+    status: Status = Status.DISCARD
     description: str = ""
     experiment: int = 0
     parent: str = ""          # commit of the incumbent it was judged against
@@ -86,7 +119,8 @@ _number = lru_cache(1024)(lambda cell: float(cell or 0))  # often equal: twenty 
 _READ = {f.name: str if f.type is str else (lambda cell: int(cell or 0)) if f.type is int else _number
          for f in fields(Row)}
 _READ["val_bpb"] = lambda cell: float(cell) if cell else None
-_READ |= dict.fromkeys(("status", "parent", "split", "source", "device", "data", "sandbox"), sys.intern)
+_READ["status"] = Status
+_READ |= dict.fromkeys(("parent", "split", "source", "device", "data", "sandbox"), sys.intern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,3 +274,23 @@ def append(path: Path, row: Row) -> None:
         except OSError:
             f.truncate(before)
             raise
+
+
+def spare(path: Path) -> Path:
+    """Where a file's next contents are written before they replace it."""
+    return path.with_name(f".{path.name}.new")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode."""
+    new = spare(path)
+    with open(new, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        os.chmod(new, path.stat().st_mode & 0o7777)
+    os.replace(new, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab import confirm, edits, ledger, runner, tuner
+from lab.corpus import Data
 from lab.display import Display
-from lab.ledger import Experiment, Proposal, Trial, one_line
+from lab.ledger import Experiment, Proposal, SetupError, Trial, one_line
 from lab.prompt import Situation, build_prompt
 from lab.researcher import Draft, Researcher, Unavailable, next_wait_s, reapply
 from lab.store import Store
-from prepare import Data, SetupError
 
 PATIENCE_S = 60.0       # how long the GPU waits for a proposal under way before the tuner takes the turn
 MEND_WITHIN_S = 60.0    # a crash this early is worth a call that mends it

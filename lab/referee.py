@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import sandbox
+from lab.corpus import Data
 from prepare import (
     ANSWER,
     FINISH,
@@ -35,7 +36,6 @@ from prepare import (
     PULL,
     REQUEST,
     TRIAL_VARIABLE,
-    Data,
     keep_freed_memory,
     logit_buffer,
     page_lock,

@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lab import sandbox
+from lab.corpus import Data
 from lab.ledger import Trial, one_line
 from lab.referee import DEFAULT_LIMITS, Limits
-from prepare import Data
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it

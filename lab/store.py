@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import ledger
-from lab.checkout import OBJECT_ID, Checkout, decode, encode, spare, write_durably
-from lab.ledger import Row
-from prepare import SetupError
+from lab.checkout import OBJECT_ID, Checkout, decode, encode
+from lab.ledger import Row, SetupError, spare, write_durably
 
 FILES = ("train.py", "program.md", "results.tsv")  # what a candidate's tree replaces
 STEERED = {"program.md", "results.tsv"}            # may differ from HEAD at any time

@@ -15,7 +15,7 @@ os.environ["GIT_TEST_FSYNC"] = "false"  # git's own switch; no test pulls the pl
 
 import stand_in  # noqa: E402
 
-from prepare import Data, open_data  # noqa: E402
+from lab.corpus import Data, open_data  # noqa: E402
 
 SYLLABLES = ["ka", "lo", "mi", "ru", "ten", "sa", "ví", "or", "an", "the", "ing", "7", "42", "do", "er", "st"]
 WORDS = [random.Random(i).choice(SYLLABLES) + random.Random(i + 999).choice(SYLLABLES) * (i % 3) for i in range(1, 400)]

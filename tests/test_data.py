@@ -21,8 +21,8 @@ from conftest import ROOT, make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prepare
-from prepare import Data, Packer, SetupError, open_data
+from lab import corpus as corpora
+from lab.corpus import Data, Packer, SetupError, open_data
 
 PYTHON = sys.executable
 
@@ -57,15 +57,15 @@ def naive_rows(documents: list[list[int]], row_tokens: int, buffer: int) -> list
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(2, 25), st.integers(1, 12))
 def test_rows_are_those_of_the_naive_rule(lengths: list[int], row_tokens: int, buffer: int) -> None:
     documents = [[1000 * (i + 1) + j for j in range(length)] for i, length in enumerate(lengths)]
-    file, packer_buffer = io.BytesIO(), prepare.BUFFER
-    prepare.BUFFER = buffer
+    file, packer_buffer = io.BytesIO(), corpora.BUFFER
+    corpora.BUFFER = buffer
     try:
         packer = Packer(row_tokens, file)
         for document in documents:
             packer.add(np.array(document, np.uint16))
         n_rows = packer.finish()
     finally:
-        prepare.BUFFER = packer_buffer
+        corpora.BUFFER = packer_buffer
     rows = np.frombuffer(file.getvalue(), np.uint16).reshape(n_rows, row_tokens)
     assert rows.tolist() == naive_rows(documents, row_tokens, buffer)
 
@@ -83,7 +83,7 @@ def test_a_row_starts_with_bos_and_holds_only_known_tokens(corpus: Data) -> None
 
 def test_a_document_longer_than_a_row_is_cut_not_cropped(corpus: Data) -> None:
     encoding, text = corpus.tokenizer(), make_text(5, 500)
-    parts = [tokens for _, tokens in prepare._tokenize(encoding, iter([("val", text, 0.0)]), 64, lambda done: None)]
+    parts = [tokens for _, tokens in corpora._tokenize(encoding, iter([("val", text, 0.0)]), 64, lambda done: None)]
     assert all(part[0] == corpus.vocab_size - 1 for part in parts)
     assert {len(part) for part in parts[:-1]} == {65}
     assert encoding.decode([int(token) for part in parts for token in part[1:]]) == text
@@ -100,7 +100,7 @@ def test_rows_are_in_random_order_so_that_the_first_ones_are_a_fair_sample(tmp_p
     with open(tmp_path / "rows", "w+b") as file:
         file.write(source)
         file.flush()
-        prepare._shuffle(file, tmp_path / "bin", 3)
+        corpora._shuffle(file, tmp_path / "bin", 3)
     shuffled = np.fromfile(tmp_path / "bin", np.uint16).reshape(-1, 3)
     assert sorted(shuffled.tolist()) == source.tolist()
     assert abs(shuffled[:900, 0].mean() - 4500) < 300  # its standard error is 87
@@ -131,7 +131,7 @@ def test_numbers_are_split_into_at_most_two_digits(builtin: Data) -> None:
 
 
 def test_the_name_of_bos_in_a_text_is_plain_text(corpus: Data) -> None:
-    [(_, tokens)] = prepare._tokenize(corpus.tokenizer(), iter([("val", "<|bos|> a", 0.0)]), None, lambda done: None)
+    [(_, tokens)] = corpora._tokenize(corpus.tokenizer(), iter([("val", "<|bos|> a", 0.0)]), None, lambda done: None)
     assert (tokens == corpus.vocab_size - 1).sum() == 1
 
 
@@ -146,7 +146,7 @@ def test_a_run_of_three_million_blanks_is_text_like_any_other(cache: Path, tmp_p
 
 def texts_by_split(name: str, files: dict[str, Path]) -> dict[str, Counter]:
     found = {split: Counter() for split in ("train", "val", "test")}
-    for split, text, _ in prepare._documents(name, files):
+    for split, text, _ in corpora._documents(name, files):
         found[split][text] += 1
     return found
 
@@ -159,13 +159,13 @@ def test_no_document_is_in_two_splits(tmp_path: Path) -> None:
     lines = [json.dumps({"text": make_text(i % 500, 20)}) for i in range(2000)]  # each four times, far apart
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:1000]))
     (tmp_path / "b.jsonl").write_text("\n".join(lines[1000:]))
-    found = texts_by_split("x", prepare._path_files(str(tmp_path)))
+    found = texts_by_split("x", corpora._path_files(str(tmp_path)))
     assert disjoint(found) and min(map(len, found.values())) > 0
     assert {split: sum(counts.values()) for split, counts in found.items()}["train"] > 1700
 
 
 def test_builtin_repeats_no_file_and_leaves_out_what_differs_between_builds() -> None:
-    files = prepare._builtin_files()
+    files = corpora._builtin_files()
     assert "torch/version.py" not in files and "torch/nn/modules/linear.py" in files
     assert list(files) == sorted(files)
     found = texts_by_split("builtin", files)
@@ -202,7 +202,7 @@ def test_jsonl_and_parquet_of_the_same_documents_are_the_same_data(cache: Path, 
 def test_one_long_text_file_is_many_documents(cache: Path, tmp_path: Path) -> None:
     text = "\n\n".join(make_text(i, 60) for i in range(3000))
     (tmp_path / "book.txt").write_text(text)
-    assert "".join(prepare._texts(tmp_path / "book.txt")) == text
+    assert "".join(corpora._texts(tmp_path / "book.txt")) == text
     assert min(open_data(str(tmp_path / "book.txt")).rows.values()) > 50
 
 
@@ -220,7 +220,7 @@ def test_an_edited_corpus_is_prepared_anew_and_the_old_one_is_found_again(cache:
 
 def test_a_larger_corpus_gets_a_larger_vocabulary_and_longer_rows(cache: Path, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "TIERS", ((1000, prepare.TINY), (1_000_000, prepare.SMALL)))
+    monkeypatch.setattr(corpora, "TIERS", ((1000, corpora.TINY), (1_000_000, corpora.SMALL)))
     (tmp_path / "a.txt").write_text(make_text(3, 150_000))
     data = open_data(str(tmp_path / "a.txt"))
     assert (data.vocab_size, data.max_seq_len) == (2048, 256)
@@ -230,9 +230,9 @@ def test_everything_on_disk_is_plain_text_or_tokens(corpus: Data) -> None:
     names = {path.name for path in corpus.folder.iterdir()} - {"checked.json"}  # written when it is next opened
     assert names == {"manifest.json", "tokenizer.json", "train.bin", "val.bin", "test.bin", "lock"}
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
-    assert json.loads((corpus.folder / "tokenizer.json").read_text())["pattern"] == prepare.PATTERN
+    assert json.loads((corpus.folder / "tokenizer.json").read_text())["pattern"] == corpora.PATTERN
     for file, digest in manifest["files"].items():
-        assert prepare._sha256(corpus.folder / file) == digest
+        assert corpora._sha256(corpus.folder / file) == digest
     assert len(manifest["sources"]) == 200
     assert "pickle" not in (ROOT / "prepare.py").read_text().replace("never a pickle", "")
 
@@ -241,14 +241,14 @@ def test_everything_on_disk_is_plain_text_or_tokens(corpus: Data) -> None:
 
 DIE_AT_REPLACE = """
 import os, sys
-import prepare
+from lab.corpus import open_data
 real, left = os.replace, [int(sys.argv[1])]
 def replace(source, target):
     if not left[0]: os._exit(9)
     left[0] -= 1
     real(source, target)
 os.replace = replace
-print(prepare.open_data(sys.argv[2]).hash)
+print(open_data(sys.argv[2]).hash)
 """
 
 
@@ -311,7 +311,7 @@ class Shards(http.server.ThreadingHTTPServer):
         self.cut: dict[int, int] = {}
         self.status: dict[int, int] = {}
         self.body: bytes | None = None
-        self.shards = {name: shard(i) for i, name in enumerate(prepare.SHARDS)}
+        self.shards = {name: shard(i) for i, name in enumerate(corpora.SHARDS)}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -360,7 +360,7 @@ def server(all_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     all_shards.asked, all_shards.cut, all_shards.status, all_shards.body = [], {}, {}, None
     monkeypatch.setenv("AUTORESEARCH_ENDPOINT", all_shards.url)
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepare, "RETRY_WAITS_S", (0.01,) * 6)
+    monkeypatch.setattr(corpora, "RETRY_WAITS_S", (0.01,) * 6)
     return all_shards
 
 
@@ -369,7 +369,7 @@ def test_climbmix_comes_validation_first_and_only_once(server: Shards) -> None:
     assert [name for name, _ in server.asked] == list(server.shards)
     assert [name for name, _ in server.asked[:2]] == ["shard_06542.parquet", "shard_06541.parquet"]
     assert (data.vocab_size, data.max_seq_len) == (8192, 2048)
-    assert min(data.rows.values()) >= prepare.MIN_ROWS
+    assert min(data.rows.values()) >= corpora.MIN_ROWS
     manifest = json.loads((data.folder / "manifest.json").read_text())
     assert [size for size, _ in manifest["sources"].values()] == [len(body) for body in server.shards.values()]
     assert open_data("climbmix") == data
@@ -387,7 +387,7 @@ def test_climbmix_splits_are_its_shards(server: Shards) -> None:
 
 
 def test_a_half_downloaded_shard_goes_on_where_it_ended(server: Shards, tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / f"climbmix-{prepare.RULE}"
+    folder = tmp_path / "cache" / f"climbmix-{corpora.RULE}"
     folder.mkdir(parents=True)
     whole = server.shards["shard_06542.parquet"]
     (folder / "shard_06542.parquet.part").write_bytes(whole[:5000])
@@ -406,7 +406,7 @@ def test_answers_that_break_off_are_continued(server: Shards) -> None:
 
 
 def test_a_part_longer_than_the_file_is_fetched_anew(server: Shards, tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / f"climbmix-{prepare.RULE}"
+    folder = tmp_path / "cache" / f"climbmix-{corpora.RULE}"
     folder.mkdir(parents=True)
     (folder / "shard_06542.parquet.part").write_bytes(b"x" * 10**6)
     assert (open_data("climbmix").folder / "shard_06542.parquet").read_bytes() == server.shards["shard_06542.parquet"]
@@ -515,7 +515,7 @@ def test_on_a_terminal_there_is_a_bar(corpus_path: Path, tmp_path: Path) -> None
 
 
 def test_the_default_without_a_gpu_is_builtin_and_importing_loads_no_torch() -> None:
-    code = "import sys, prepare; print(prepare.default_data(), 'torch' in sys.modules)"
+    code = "import sys; from lab.corpus import default_data; print(default_data(), 'torch' in sys.modules)"
     ran = subprocess.run([PYTHON, "-c", code], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
                          capture_output=True, timeout=60)
     assert ran.stdout == "builtin False\n", ran.stderr

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 import agent
 from lab import ledger, report
-from lab.ledger import Row, experiments
-from prepare import SetupError
+from lab.ledger import Row, SetupError, experiments
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
 

@@ -29,7 +29,7 @@ from model_server import (
 
 from lab import edits, researcher
 from lab.api import Limits, Unavailable
-from lab.ledger import Experiment, Row
+from lab.ledger import Experiment, Row, SetupError
 from lab.prompt import (
     BRIEF_EVENTS,
     HISTORY_CHARS,
@@ -43,7 +43,6 @@ from lab.prompt import (
     quote,
 )
 from lab.researcher import PRICES, Researcher, cost_usd, next_wait_s, reapply
-from prepare import SetupError
 
 KEY = "sk-ant-test-0123456789abcdef"
 MODEL = "claude-opus-5-5"

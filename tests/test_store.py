@@ -15,9 +15,8 @@ from invariants import git
 
 from lab import ledger
 from lab.checkout import Checkout
-from lab.ledger import Row
+from lab.ledger import Row, SetupError
 from lab.store import Store
-from prepare import SetupError
 
 START = "print(1)\n"
 READING = {"rev-parse", "cat-file", "ls-tree", "merge-base", "for-each-ref", "ls-files", "var", "check-ref-format",

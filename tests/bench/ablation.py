@@ -26,7 +26,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from prepare import Batch, Data, open_data  # noqa: E402
+from lab.corpus import Data, open_data  # noqa: E402
+from prepare import Batch  # noqa: E402
 
 ROWS = 4             # of a step: the CPU's 1024 tokens
 EVAL_ROWS = 256

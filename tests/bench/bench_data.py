@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import prepare
+from lab import corpus
 
 
 def line(name: str, seconds: float, millions: float = 0, unit: str = "M tokens") -> None:
@@ -30,7 +30,7 @@ def generated(n_documents: int, vocab_size: int) -> list[np.ndarray]:
 
 
 def packing(documents: list[np.ndarray], row_tokens: int) -> None:
-    n_tokens, packer = sum(map(len, documents)), prepare.Packer(row_tokens, io.BytesIO())
+    n_tokens, packer = sum(map(len, documents)), corpus.Packer(row_tokens, io.BytesIO())
     began = time.perf_counter()
     for document in documents:
         packer.add(document)
@@ -51,21 +51,21 @@ def main() -> None:
             phases[phase] = phases.get(phase, 0) + now - last
             last = now
 
-        data = prepare.open_data("builtin", report)
+        data = corpus.open_data("builtin", report)
         tokens = sum(data.rows.values()) * data.max_seq_len / 1e6
         line("builtin, all of it", time.perf_counter() - began, tokens)
         for phase, seconds in phases.items():
             line(f"  until the last report of: {phase}", seconds)
         began = time.perf_counter()
-        data = prepare.open_data("builtin")
+        data = corpus.open_data("builtin")
         line("opened again, hashes checked", time.perf_counter() - began)
         began = time.perf_counter()
-        data = prepare.open_data("builtin")
+        data = corpus.open_data("builtin")
         line("opened again, sizes checked", time.perf_counter() - began)
 
-        documents = list(prepare._documents("builtin", prepare._builtin_files()))
+        documents = list(corpus._documents("builtin", corpus._builtin_files()))
         began, cpu = time.perf_counter(), time.process_time()
-        parts = [part for _, part in prepare._tokenize(data.tokenizer(), iter(documents), 256, lambda done: None)]
+        parts = [part for _, part in corpus._tokenize(data.tokenizer(), iter(documents), 256, lambda done: None)]
         seconds, n_tokens = time.perf_counter() - began, sum(map(len, parts)) / 1e6
         line(f"tokenizing, {os.cpu_count()} cores, {time.process_time() - cpu:.1f} s of CPU", seconds, n_tokens)
         packing(parts, 257)

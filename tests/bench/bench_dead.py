@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab import runner  # noqa: E402
+from lab.corpus import Data, open_data  # noqa: E402
 from lab.ledger import Trial  # noqa: E402
-from prepare import Data, open_data  # noqa: E402
 
 TRAIN = "    train(runner, optimizer, rows, parts)\n"
 FORWARD = """\

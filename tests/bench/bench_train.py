@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab import runner  # noqa: E402
+from lab.corpus import Data, open_data  # noqa: E402
 from lab.ledger import Trial  # noqa: E402
-from prepare import Data, open_data  # noqa: E402
 
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 6e-3, 1e-2, 2e-2)
 

@@ -25,8 +25,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fakes import TRAIN  # noqa: E402
 
 from lab import runner, sandbox  # noqa: E402
+from lab.corpus import Data, open_data  # noqa: E402
 from lab.referee import plan, watch  # noqa: E402
-from prepare import Data, logit_buffer, open_data  # noqa: E402
+from prepare import logit_buffer  # noqa: E402
 
 BUDGET_S = 300
 FLOOD = """\
