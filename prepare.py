@@ -1,162 +1,77 @@
-"""The fixed ground under every experiment: constants, data, tokenizer, and the two calls that train.py makes.
+"""What train.py may call: constants, training tokens until the budget is spent, and the end of a trial.
 
     from prepare import VOCAB_SIZE, MAX_SEQ_LEN, SEED, device, stream, finish
 
-An experiment never changes this file. It promises the same bytes in the same order on every machine (the manifest's
-hash says which bytes), and that a trial sees nothing but training tokens until its budget is spent. It does not judge:
-clock, targets and score belong to lab/referee.py, at the other end of the pipes.
+    for batch in stream(batch_size, seq_len):   # batch.x, batch.y: int64 (B, T) on the device
+        ...                                     # may be over at once: a second process runs the same file
+    finish(model)
+
+An experiment never changes this file. It judges nothing: clock, targets and score belong to lab/referee.py, at the
+other end of the pipes. `python prepare.py` prepares a corpus, which is lab/corpus.py's work.
 """
 
-import argparse
-import ctypes
-import fcntl
 import json
-import mmap
 import os
-import struct
-import subprocess
+import platform
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from lab.wire import (
+    FILE,
+    HOLDS,
+    LOGIT_DTYPES,
+    LOGITS,
+    PARAMS,
+    ROWS,
+    TRIAL_VARIABLE,
+    Link,
+    dtype_name,
+    keep_freed_memory,
+    page_lock,
+    read_tensors,
+    write_tensors,
+)
+
 DEFAULT_BUDGET_S = 300.0
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The contract of a trial, both ends: what train.py calls, and the messages that lab/referee.py answers.
-#
-# Requests are five bytes, an operation and a count. Answers come down the token pipe. To PULL: a float64, the fraction
-# of the budget spent, and while that is below 1, `count` rows of MAX_SEQ_LEN + 1 tokens. To FINISH and LOGITS: a
-# float64, the number of rows to score next (0: done), and those rows of MAX_SEQ_LEN inputs. Tokens are int16. The
-# logits of ask i go to slot i % 2 of the shared buffer: the referee scores one while the trial computes the other.
-# ---------------------------------------------------------------------------------------------------------------------
-
-REQUEST = struct.Struct("<cI")
-ANSWER = struct.Struct("<d")
-PULL, PARAMS, FINISH, LOGITS = b"p", b"n", b"f", b"l"  # counts: rows; thousands; rows an ask at most; dtype
-LOGIT_DTYPES = ("float32", "bfloat16", "float16")      # LOGITS names one by its place here
-LOGIT_SLOT_BYTES = 1 << 29                             # address space; only what a batch fills becomes memory
-TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"                  # JSON: what _Link and _constants read
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3            # of glibc's malloc.h
-
 
 @dataclass(frozen=True)
 class Batch:
     """One batch of training tokens on the device."""
 
-    x: "torch.Tensor"  # noqa: F821  int64 (B, T)
-    y: "torch.Tensor"  # noqa: F821  int64 (B, T), the token after each of x
+    x: "torch.Tensor"  # noqa: F821  int64 (B, T), contiguous
+    y: "torch.Tensor"  # noqa: F821  int64 (B, T), the token after each of x, contiguous
     progress: float    # fraction of the budget spent, in [0, 1)
 
 
-class _Link:
-    """The trial's end of the contract: requests out, tokens in, logits into the shared buffer."""
-
-    def __init__(self, trial: dict, referee: subprocess.Popen | None):
-        self.referee = referee                # our own child when train.py was started by hand
-        self.budget_s: float = trial["budget"]
-        self.tokens = os.fdopen(trial["tokens_fd"], "rb", buffering=0)
-        self.events_fd: int = trial["events_fd"]
-        self.buffer = mmap.mmap(trial["buffer_fd"], trial["buffer_bytes"])
-        self.started_at: float | None = None  # the local view of the referee's clock, for `progress` alone
-        self.pulled_rows: int | None = None   # asked for and not yet read
-        self.rows_an_ask = 1
-
-    def ask(self, operation: bytes, count: int = 0) -> None:
-        os.write(self.events_fd, REQUEST.pack(operation, count))
-
-    def read(self, n_bytes: int) -> bytearray:
-        data = bytearray(n_bytes)
-        view, done = memoryview(data), 0
-        while done < n_bytes:
-            got = self.tokens.readinto(view[done:])
-            if not got:
-                raise SystemExit("the referee is gone")
-            done += got
-        return data
-
-    def answer(self) -> float:
-        return ANSWER.unpack(self.read(ANSWER.size))[0]
-
-    def rows(self, n_rows: int, row_tokens: int) -> np.ndarray:
-        return np.frombuffer(self.read(2 * n_rows * row_tokens), dtype=np.int16).reshape(n_rows, row_tokens)
-
-    def pull(self, n_rows: int) -> None:
-        self.ask(PULL, n_rows)
-        self.pulled_rows = n_rows
-
-    def pulled(self, row_tokens: int) -> tuple[float, np.ndarray]:
-        """(progress, rows) of the pull under way; no rows once the budget is spent."""
-        progress, n_rows, self.pulled_rows = self.answer(), self.pulled_rows, None
-        rows = self.rows(n_rows if progress < 1 else 0, row_tokens)
-        self.started_at = self.started_at or time.monotonic()
-        return max(progress, (time.monotonic() - self.started_at) / self.budget_s), rows
-
-
 @cache
-def _link() -> _Link:
+def _link() -> Link:
     """The one link of this process; a train.py that was started by hand gets a referee of its own."""
     text = os.environ.get(TRIAL_VARIABLE)
-    return _Link(json.loads(text), None) if text else _Link(*_start_referee())
+    if text:
+        return Link(json.loads(text), None)
+    from lab.runner import start_by_hand
+
+    return Link(*start_by_hand(default_device(), _constants()["SEED"]))
 
 
-def _start_referee() -> tuple[dict, subprocess.Popen]:
-    """Start a referee for this process, which nobody started as a trial: `python train.py`."""
-    import torch
-
-    from lab.corpus import default_data, open_data
-
-    data = open_data(os.environ.get("AUTORESEARCH_DATA") or default_data())
-    budget_s = float(os.environ.get("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S)
-    tokens_read, tokens_write = os.pipe()
-    events_read, events_write = os.pipe()
-    buffer_fd, buffer_bytes = logit_buffer(data)
-    spec = {"data": str(data.folder), "split": "val", "budget": budget_s, "seed": _constants()["SEED"],
-            "device": str(_constants()["device"]), "threads": torch.get_num_threads(), "tokens_fd": tokens_write,
-            "events_fd": events_read, "buffer_fd": buffer_fd, "buffer_bytes": buffer_bytes}
-    referee = subprocess.Popen([sys.executable, "-m", "lab.referee", "--serve", json.dumps(spec)],
-                               cwd=Path(__file__).parent, pass_fds=(tokens_write, events_read, buffer_fd),
-                               env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
-    os.close(tokens_write)
-    os.close(events_read)
-    return spec | {"tokens_fd": tokens_read, "events_fd": events_write}, referee
+def has_card() -> bool:
+    """Whether this machine shows an NVIDIA card; seen without the seconds that `import torch` takes."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists())  # dxg: Windows' Linux
 
 
-def logit_buffer(data) -> tuple[int, int]:
-    """(descriptor, bytes) of anonymous shared memory for two slots of logits, sealed so that no trial can resize it."""
-    row_bytes = 4 * data.max_seq_len * data.vocab_size
-    n_bytes = 2 * row_bytes * max(1, LOGIT_SLOT_BYTES // row_bytes)
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, n_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        return fd, n_bytes
-    with tempfile.TemporaryFile() as file:  # macOS: the same memory, without seals
-        os.ftruncate(file.fileno(), n_bytes)
-        return os.dup(file.fileno()), n_bytes
-
-
-def pick_device() -> str:
-    """The best device torch can use here: cuda, mps or cpu (AUTORESEARCH_DEVICE overrides)."""
-    import torch
-
+def default_device() -> str:
+    """cuda, mps or cpu: what AUTORESEARCH_DEVICE says, else the best that this machine shows."""
     if forced := os.environ.get("AUTORESEARCH_DEVICE"):
         return forced
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free: to return megabytes and fetch them anew each time is 1/8 of a CPU step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that every version takes
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mac = sys.platform == "darwin" and platform.machine() == "arm64"
+    return "cuda" if has_card() else "mps" if mac else "cpu"
 
 
 @cache
@@ -166,13 +81,16 @@ def _constants() -> dict:
     keep_freed_memory()
     if text := os.environ.get(TRIAL_VARIABLE):
         trial = json.loads(text)
-        sizes, seed = (trial["vocab_size"], trial["max_seq_len"]), trial["seed"]
+        sizes, seed, device = (trial["vocab_size"], trial["max_seq_len"]), trial["seed"], trial["device"]
     else:
         from lab.corpus import SIZES, default_data, open_data
 
-        name, seed = os.environ.get("AUTORESEARCH_DATA") or default_data(), int(os.environ.get("AUTORESEARCH_SEED", 0))
+        name = os.environ.get("AUTORESEARCH_DATA") or default_data()
         sizes = SIZES.get(name) or (open_data(name).vocab_size, open_data(name).max_seq_len)
-    return {"VOCAB_SIZE": sizes[0], "MAX_SEQ_LEN": sizes[1], "SEED": seed, "device": torch.device(pick_device())}
+        seed, device = int(os.environ.get("AUTORESEARCH_SEED", 0)), default_device()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("the GPU cannot be used: torch.cuda.is_available() is false in this process")
+    return {"VOCAB_SIZE": sizes[0], "MAX_SEQ_LEN": sizes[1], "SEED": seed, "device": torch.device(device)}
 
 
 def __getattr__(name: str):
@@ -180,6 +98,11 @@ def __getattr__(name: str):
     if name not in ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device"):
         raise AttributeError(f"module 'prepare' has no attribute {name!r}")
     return _constants()[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training tokens
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
@@ -191,7 +114,9 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
     if batch_size < 1 or seq_len < 1 or max_seq_len % seq_len:
         raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, batch_size be positive")
     parts = max_seq_len // seq_len  # sequences a row; neighbours share one token, the last target of one
-    link.rows_an_ask = max(1, batch_size // parts)
+    link.ask(ROWS, max(1, batch_size // parts))
+    if link.is_witness:
+        return
     to_device = _stager(batch_size, seq_len)
     spare = np.empty((0, seq_len + 1), np.int16)
     link.pull(-(-batch_size // parts))
@@ -204,7 +129,7 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
         batch, spare = ready[:batch_size], ready[batch_size:]
         link.pull(-(-(batch_size - len(spare)) // parts) if len(spare) < batch_size else 0)
         tokens = to_device(batch)
-        yield Batch(tokens[:, :-1].long(), tokens[:, 1:].long(), progress)
+        yield Batch(tokens[:, :-1].long().contiguous(), tokens[:, 1:].long().contiguous(), progress)
 
 
 def _stager(batch_size: int, seq_len: int):
@@ -232,71 +157,115 @@ def _stager(batch_size: int, seq_len: int):
     return to_device
 
 
-def page_lock(start, n_bytes: int) -> None:
-    """Have copies between this memory and the GPU run at the speed of the bus; where that is refused, they are slower.
-
-    start: tensor at its beginning.
-    """
-    import torch
-
-    runtime = torch.cuda.cudart()
-    if runtime.cudaHostRegister(start.data_ptr(), n_bytes, 0) != runtime.cudaError.success:
-        with suppress(RuntimeError):
-            torch.ones(1, device="cuda").add_(1)  # takes up the error, which would else be raised by whoever is next
+# ---------------------------------------------------------------------------------------------------------------------
+# The end of a trial
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def finish(model) -> None:
-    """Have the referee score `model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE)`; nothing trains after this call."""
+    """Hand over what was learnt, then answer for every validation row; nothing trains after this call.
+
+    model: nn.Module, model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE), whose parameters and buffers are all that it
+    learnt. They are written into the referee's memory before a validation row is seen. A witness, a second process that
+    runs the same file, loads them instead. Both answer eagerly, in the same shapes.
+    """
     import torch
 
-    link, fixed = _link(), _constants()
-    device, shape = fixed["device"], (fixed["MAX_SEQ_LEN"], fixed["VOCAB_SIZE"])
+    link = _link()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}: the witness loads its tensors")
     if link.pulled_rows is not None:  # train.py left the loop before the stream ended
-        link.pulled(fixed["MAX_SEQ_LEN"] + 1)
-    if isinstance(model, torch.nn.Module):
-        model.eval()
-        link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
-    link.ask(FINISH, link.rows_an_ask * (2 if device.type == "cpu" else 1))  # fewer, larger; a GPU's memory is full
-    slots = torch.frombuffer(link.buffer, dtype=torch.uint8).chunk(2)
-    if device.type == "cuda":
-        page_lock(slots[0], len(link.buffer))
-    ask = 0
-    with torch.no_grad():
-        while n_rows := int(link.answer()):
-            x = torch.from_numpy(link.rows(n_rows, shape[0]).astype(np.int64)).to(device)
-            logits = model(x)
-            if tuple(logits.shape) != (n_rows, *shape):
-                raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, *shape)}")
-            if (dtype := str(logits.dtype).removeprefix("torch.")) not in LOGIT_DTYPES:
-                raise ValueError(f"logits of type {dtype}, expected one of {', '.join(LOGIT_DTYPES)}")
-            slot = slots[ask % 2][: logits.numel() * logits.element_size()].view(logits.dtype)
-            slot.copy_(logits.reshape(-1))  # on CUDA this waits for the copy
-            link.ask(LOGITS, LOGIT_DTYPES.index(dtype))
-            ask += 1
+        link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
+    model.eval()
+    link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
+    n_bytes = _load(model, link) if link.is_witness else write_tensors(_tensors(model), _settings(), link.file_fd)
+    link.ask(FILE, n_bytes)
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.no_grad(), eager:
+        _answer(model, link)
     if link.referee:
         link.referee.wait()  # it prints the summary
 
 
+def _answer(model, link: Link) -> None:
+    """Logits for every ask of the referee."""
+    import torch
+
+    fixed = _constants()
+    shape = (fixed["MAX_SEQ_LEN"], fixed["VOCAB_SIZE"])
+    slots = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(2)
+    ask = 0
+    while n_rows := int(link.answer()):
+        x = torch.from_numpy(link.rows(n_rows, shape[0]).astype(np.int64)).to(fixed["device"])
+        logits = model(x)
+        if tuple(logits.shape) != (n_rows, *shape):
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, *shape)}")
+        if (dtype := dtype_name(logits.dtype)) not in LOGIT_DTYPES:
+            raise ValueError(f"logits of type {dtype}, expected one of {', '.join(LOGIT_DTYPES)}")
+        slot = slots[ask % 2][: logits.numel() * logits.element_size()].view(logits.dtype)
+        if fixed["device"].type == "cuda" and ask < 2:
+            page_lock(slot, slot.numel() * slot.element_size())
+        slot.copy_(logits.reshape(-1))  # on CUDA this waits for the copy
+        if ask == 0:
+            link.ask(HOLDS, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model).values()))
+        link.ask(LOGITS, LOGIT_DTYPES.index(dtype))
+        ask += 1
+
+
+def _tensors(model) -> dict:
+    """Parameters and buffers by name, the persistent and the others; without the compiler's prefix."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
+
+
+def _settings() -> dict[str, str]:
+    """What changes a sum's last bit and is no tensor."""
+    import torch
+
+    return {"matmul_precision": torch.get_float32_matmul_precision(), "threads": str(torch.get_num_threads()),
+            "default_dtype": dtype_name(torch.get_default_dtype())}
+
+
+def _load(model, link: Link) -> int:
+    """Load what the trial learnt into the model, and its settings into torch; return the file's bytes.
+
+    A tensor of another shape, or that the model does not have yet, takes its place: counts may grow in training.
+    """
+    import torch
+
+    tensors, settings = read_tensors(link.file_fd, link.file_bytes)
+    known = _tensors(model)
+    for name, value in tensors.items():
+        _put(model, known, name, value.to(_constants()["device"]))
+    torch.set_float32_matmul_precision(settings["matmul_precision"])
+    torch.set_default_dtype(getattr(torch, settings["default_dtype"]))
+    torch.set_num_threads(int(settings["threads"]))
+    return link.file_bytes
+
+
+def _put(model, known: dict, name: str, value) -> None:
+    old = known.get(name)
+    if old is not None and old.shape == value.shape and old.dtype == value.dtype:
+        old.data.copy_(value)
+        return
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    if last in module._parameters:
+        module._parameters[last].data = value
+    else:
+        module.register_buffer(last, value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By hand
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def main() -> int:
     """`python prepare.py --data builtin|climbmix|PATH`: prepare a corpus, and say what it holds."""
-    from lab.corpus import default_data, open_data, progress_bar
-    from lab.ledger import SetupError
+    from lab import corpus
 
-    parser = argparse.ArgumentParser(description="Prepare a corpus once; agent.py does it by itself.")
-    parser.add_argument("--data", metavar="D", default=default_data(), help="builtin, climbmix, or a .txt, .jsonl or "
-                        ".parquet file or a folder of them (default here: %(default)s)")
-    try:
-        with progress_bar() as report:
-            data = open_data(parser.parse_args().data, report)
-    except SetupError as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(f"{data.name}: data {data.hash[:8]}, vocabulary {data.vocab_size}, rows of {data.max_seq_len} tokens: "
-          + ", ".join(f"{split} {n}" for split, n in data.rows.items()) + f", in {data.folder}")
-    return 0
+    return corpus.main()
 
 
 if __name__ == "__main__":

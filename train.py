@@ -2,18 +2,17 @@
 
     python train.py        trains for the budget, is scored by the referee, prints a summary
 
-Training tokens come from `stream`, which ends when the budget is spent; `finish` hands the model to the referee.
-All between is free, but logits at a position depend on it and the ones before it in the row, on nothing else.
+Training tokens come from `stream`, which ends when the budget is spent. `finish` hands the model to the referee.
+All between is free, but a logit may depend on the tokens up to its own place in the row and on the weights,
+on nothing else. A second process, whose stream is over at once, loads the weights and must say the same.
 
-Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabulary, W window.
+Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabulary.
 """
 
 import gc
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -21,76 +20,76 @@ from torch import Tensor, nn
 
 from prepare import MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
 
-if device.type == "cuda":  # it imports the compiler: 2 s that other devices need not wait
-    from torch.nn.attention import activate_flash_attention_impl
+if device.type == "cuda":  # these import the compiler: 2 s that other devices need not wait
     from torch.nn.attention.varlen import varlen_attn
 
-# --- Size: one line for each kind of device -------------------------------------------------------------------------
+# --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both ----------------------------------
 
-@dataclass(frozen=True)
-class Size:
-    layers: int
-    width: int        # C, a multiple of head_width
-    head_width: int   # D
-    step_tokens: int  # tokens between two steps of the optimizer, over all micro-batches
-    bigram_rows: int  # of the hashed table of token pairs: more rows, fewer collisions, more bytes moved a step
-    softcap: float = 15.0  # logits stay within +- this by a tanh; 0: no tanh, which costs a CPU a tenth of its steps
+CPU_LAYERS = 2              # blocks; at equal time three learn more a step and lose it to fewer steps
+CPU_WIDTH = 96              # C, channels, a multiple of HEAD_WIDTH
+CPU_HEAD_WIDTH = 32         # D, channels of a head
+CPU_STEP_TOKENS = 2**10     # tokens between two steps of the optimizer
+CPU_PAIR_ROWS = 2**14       # rows of the hashed table of token pairs: more rows, fewer collisions, more bytes a step
 
+GPU_LAYERS = 8              # blocks on an H100; the ladder below makes less of it on a smaller card
+GPU_WIDTH = 640             # C; an H200 takes one head more
+GPU_HEAD_WIDTH = 128        # D
+GPU_STEP_TOKENS = 147_456   # tokens a step: 72 rows of 2048
+GPU_BIGRAM_ROWS = 48        # of each table of token pairs, times V
+GPU_TRIGRAM_ROWS = 96       # of each table of token triples, times V
 
-SIZES = {  # smaller devices start smaller: about 1000 steps should fit into the budget
-    "large gpu": Size(layers=9, width=640, head_width=128, step_tokens=2**18, bigram_rows=2**16),
-    "gpu": Size(layers=8, width=512, head_width=128, step_tokens=2**16, bigram_rows=2**16),
-    "small gpu": Size(layers=6, width=384, head_width=128, step_tokens=2**15, bigram_rows=2**16),
-    "mps": Size(layers=4, width=256, head_width=64, step_tokens=2**14, bigram_rows=2**15),
-    "cpu": Size(layers=3, width=64, head_width=32, step_tokens=2**10, bigram_rows=2**14, softcap=0.0),
-}
+# --- Knobs: model ----------------------------------------------------------------------------------------------------
 
-# --- Knobs: model ---------------------------------------------------------------------------------------------------
+MLP_RATIO = 4               # hidden units of an MLP for each channel
+RELU_SHIFT = 0.5            # an MLP's unit is silent below this, (h - 0.5)^2 above it
+VALUE_EVERY = 2             # layers: every 2nd, counted from the last, has value embeddings
+GATE_CHANNELS = 32          # channels of the input that open one gate, of values or of a head's output
+ROPE_BASE = 200_000.0       # longest wavelength of the rotary positions, in tokens / 2 pi
+QK_SCALE = 1.15             # on q and k after their norm: sharper attention than unit vectors give
+INIT_SCALE = 0.68           # of uniform(+-sqrt(3 / C)), the usual scale of a matrix
+HEAD_INIT = 0.001           # standard deviation of the unembedding: the first loss is log V
+SHARE_INIT = 0.1            # first share of each embedding in every layer's input
+GPU_LONG_EVERY = 4          # layers: every 4th sees the whole row (TTTL), and the last one always does
+GPU_SHORT_WINDOW = 8        # the others see T / 8 tokens back; the long ones are where distance pays
+GPU_DOCUMENTS = 16          # starts of documents a row that attention respects; a quota a batch would be a leak
+GPU_SOFTCAP = 15.0          # logits bend to 1.1 times this by a tanh, which costs a CPU a tenth of its steps
 
-MLP_RATIO = 4             # hidden units of an MLP for each channel
-LONG_EVERY = 5            # layers: every 5th sees the whole row (SSSSL), and the last one always does
-SHORT_WINDOW = 8          # the others see T / 8 tokens back; the long ones are where distance pays
-VALUE_EVERY = 2           # layers: every 2nd, counted from the last, has a value embedding
-GATE_CHANNELS = 32        # channels of the input, at most all, that open the gate of a value embedding
-ROPE_BASE = 200_000.0     # longest wavelength of the rotary positions, in tokens / 2 pi
-QK_SCALE = 1.15           # on q and k after their norm: sharper attention than unit vectors give
-BACKOUT = 0.2             # share of the middle layer's output subtracted before the head: features that served inside
-INIT_SCALE = 0.68         # of uniform(+-sqrt(3 / C)), the usual scale of a matrix
-HEAD_INIT = 0.001         # standard deviation of the unembedding: the first loss is log V
-X0_INIT = 0.05            # first weight of the token embedding in every layer's input
-BIGRAM_INIT = 0.1         # first weight of the bigram embedding there; the table itself starts at zero
+# --- Knobs: optimizers -----------------------------------------------------------------------------------------------
 
-# --- Knobs: optimizers ----------------------------------------------------------------------------------------------
+CPU_MATRIX_LR = 0.06        # Muon, for all matrices inside the layers
+GPU_MATRIX_LR = 0.04        # the same; records have 0.035 to 0.05
+EMBED_LR = 0.6              # Adam, all embeddings but hashed values; this and the next two are times sqrt(768 / C)
+HEAD_LR = 0.004             # Adam, unembedding
+GPU_TABLE_LR = 0.6          # RMSProp, tables of values; without warm-down
+RESIDUAL_LR = 0.005         # Adam, what stays of the residual stream in each layer
+SHARE_LR = 0.5              # Adam, shares of the embeddings in each layer's input
+MATRIX_DECAY = 0.1          # cautious: only where the update shrinks the weight too; falls to 0 with the budget
+ADAM_BETA1 = 0.8            # Adam's momentum; short, because there are few steps
+ADAM_BETA2 = 0.95           # Adam's second moment
+GPU_TABLE_BETA2 = 0.999     # RMSProp's second moment: a row is met rarely
+MOMENTUM_START = 0.85       # Muon's momentum at the first step and, with the lr, again at the end ...
+MOMENTUM = 0.95             # ... and after the warm-up
+MOMENTUM_STEPS = 300        # steps of that warm-up
+NORMUON_BETA = 0.95         # Muon's second moment, one number a neuron
+MATRIX_WARMDOWN = 0.9       # last fraction of the budget, in which Muon's lr falls linearly; there is no warm-up
+ADAM_WARMDOWN = 0.65        # the same of Adam
+FINAL_LR = 0.05             # fraction of the lr that is left at the end
 
-MATRIX_LR = 0.04          # Muon, for all matrices inside the layers
-EMBED_LR = 0.9            # AdamW, token embedding; this one and the next three at width 768, times sqrt(768 / C)
-VALUE_LR = 0.9            # AdamW, value embeddings
-BIGRAM_LR = 0.9           # AdamW, bigram table
-HEAD_LR = 0.005           # AdamW, unembedding
-RESIDUAL_LR = 0.005       # AdamW, weights of the residual stream
-LAMBDA_LR = 0.5           # AdamW, weights of the token and bigram embeddings in each layer
-MATRIX_DECAY = 0.2        # cautious: only where the update shrinks the weight too; falls to 0 with the budget
-EMBED_DECAY = 0.001       # decoupled, as the next three: a step multiplies the weight by 1 - lr * decay
-VALUE_DECAY = 0.003       # of the value embeddings
-BIGRAM_DECAY = 0.001      # of the bigram table
-HEAD_DECAY = 0.01         # of the unembedding
-ADAM_BETA1 = 0.8          # AdamW's momentum; short, because there are few steps
-ADAM_BETA2 = 0.95         # AdamW's second moment
-LAMBDA_BETA1 = 0.96       # AdamW's momentum of the per-layer weights, whose gradients are noisy
-MOMENTUM_START = 0.85     # Muon's momentum at the first step ...
-MOMENTUM = 0.95           # ... and after the warm-up
-MOMENTUM_STEPS = 200      # steps of that warm-up
-NORMUON_BETA = 0.95       # Muon's second moment, one number a neuron
-WARMDOWN = 0.75           # last fraction of the budget, in which every lr falls linearly; there is no warm-up
-FINAL_LR = 0.05           # fraction of the lr that is left at the end
+# --- Settings that change speed, not results -------------------------------------------------------------------------
 
-# --- Settings that change speed, not results ------------------------------------------------------------------------
+HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
+MEMORY_SHARE = 0.8          # fixed: of the free memory that a micro-batch may fill by the estimate below
+LAYER_BYTES = 44            # fixed: activations kept for backward, bytes a token, layer and channel (bf16)
+LOGIT_BYTES = 14            # fixed: logits and their gradients, bytes a token and vocabulary entry
+TABLE_SHARE = 0.11          # fixed: of a card's memory that the hashed tables may fill with gradient and state
+TABLE_BYTES = 6             # fixed: a table's weight, gradient and state in bf16
+WIDE_BYTES = 10**11         # fixed: a card with more memory takes a head more
+PRINT_EVERY_S = 2.0         # fixed: seconds between two lines of progress
 
-HOST_BYTES = 4 * 10**9    # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
-MEMORY_SHARE = 0.8        # fixed: of the free memory that a micro-batch may fill by the estimate below
-LAYER_BYTES = 44          # fixed: activations kept for backward, bytes a token, layer and channel (bf16)
-LOGIT_BYTES = 14          # fixed: logits and their gradients, bytes a token and vocabulary entry
-PRINT_EVERY_S = 2.0       # fixed: seconds between two lines of progress
+# fixed: TFLOP/s of a multiprocessor of GeForce 50, Blackwell, Hopper, RTX 30 and 40, A100, older: 2/3 of data sheets
+CORE_SPEEDS = (((12, 0), 1.2), ((10, 0), 10.0), ((9, 0), 4.9), ((8, 6), 1.1), ((8, 0), 2.3), ((0, 0), 0.2))
+# fixed: scale by a card's TFLOP/s: H100 1; A100, 4090 0.8; 3080 to A6000 0.65; 3060 0.55; no bf16, Apple's 0.4
+SPEED_LADDER = ((350, 1.0), (130, 0.8), (38, 0.65), (18, 0.55), (0, 0.4))
 
 # Quintic polynomials that take all singular values to 1: Polar Express, arXiv 2505.16932, safety factor 0.02.
 POLAR_EXPRESS = (
@@ -100,10 +99,40 @@ POLAR_EXPRESS = (
 )
 
 
-def pick_size(kind: str, total_bytes: int) -> Size:
-    """The line of SIZES for a device; a GPU by its memory, which tells its speed well enough."""
-    gpu = "large gpu" if total_bytes > 40e9 else "gpu" if total_bytes > 14e9 else "small gpu"
-    return SIZES[gpu if kind == "cuda" else kind]
+@dataclass(frozen=True)
+class Size:
+    """What the constants above come to on this device; no rows: no such table."""
+
+    layers: int
+    width: int
+    head_width: int
+    step_tokens: int
+    pair_rows: int = 0
+    bigram_rows: int = 0
+    trigram_rows: int = 0
+    softcap: float = 0.0
+
+
+def fit(speed: float, total_bytes: float) -> Size:
+    """A GPU's size from its TFLOP/s and memory: about 2000 steps fit, tables stay at 4 % of a step."""
+    scale = next(scale for least, scale in SPEED_LADDER if speed >= least)
+    width = GPU_HEAD_WIDTH * (round(GPU_WIDTH * scale / GPU_HEAD_WIDTH) + (total_bytes > WIDE_BYTES))
+    layers, ratio = max(2, round(GPU_LAYERS * scale)), GPU_TRIGRAM_ROWS / GPU_BIGRAM_ROWS
+    table_bytes = TABLE_BYTES * (layers // VALUE_EVERY + ratio) * VOCAB_SIZE * width  # for one V of bigram rows
+    rows = VOCAB_SIZE * round(min(GPU_BIGRAM_ROWS * scale**4.5, TABLE_SHARE * total_bytes / table_bytes))
+    return Size(layers, width, GPU_HEAD_WIDTH, round(GPU_STEP_TOKENS * scale**3), bigram_rows=rows,
+                trigram_rows=round(ratio * rows), softcap=GPU_SOFTCAP)
+
+
+def pick_size() -> Size:
+    """The size for this device, from its data sheet: a witness builds the same model without measuring anything."""
+    if device.type == "cpu":
+        return Size(CPU_LAYERS, CPU_WIDTH, CPU_HEAD_WIDTH, CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)
+    if device.type != "cuda":
+        return fit(0.0, HOST_BYTES)
+    card = torch.cuda.get_device_properties(device)
+    core_speed = next(speed for least, speed in CORE_SPEEDS if (card.major, card.minor) >= least)
+    return fit(core_speed * card.multi_processor_count, card.total_memory)
 
 
 def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int) -> tuple[int, int]:
@@ -115,25 +144,75 @@ def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int) ->
     return math.ceil(step_rows / parts), parts
 
 
-def has_bf16() -> bool:
-    """Ampere and later compute in bfloat16 and run flash attention; older cards, MPS and CPU get float32 and SDPA."""
-    return device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+# --- Tokens: what stood before each one ------------------------------------------------------------------------------
+
+def histories(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token, the one before it and the one before that, (B, T) each; what lies before a document is BOS."""
+    bos = VOCAB_SIZE - 1  # begins every row and document
+    before = F.pad(x[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
+    earlier = F.pad(before[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
+    return x, before, earlier
 
 
-def activate_fa4() -> None:
-    """Use FlashAttention-4 where the optional package is installed, on Hopper and Blackwell."""
-    installed = find_spec("flash_attn") and find_spec("flash_attn.cute")  # version 2 has the same name and no `cute`
-    if installed and has_bf16() and torch.cuda.get_device_capability()[0] in (9, 10):
-        activate_flash_attention_impl("FA4")
+def document_starts(x: Tensor) -> Tensor:
+    """Where attention begins anew, int32 (B * GPU_DOCUMENTS + 1): each row's first starts, spare ones at its end."""
+    B, T = x.shape
+    place = torch.arange(T, device=x.device).expand(B, T)
+    starts = place.masked_fill((x != VOCAB_SIZE - 1) & (place > 0), T).sort(dim=1).values[:, :GPU_DOCUMENTS]
+    starts = starts + torch.arange(0, B * T, T, device=x.device)[:, None]
+    return F.pad(starts.flatten(), (0, 1), value=B * T).int()
 
 
-# --- Model ----------------------------------------------------------------------------------------------------------
+def last_same(keys: Tensor) -> Tensor:
+    """The last earlier place in the row with the same key, (B, T); -1 where there is none."""
+    order = keys.argsort(dim=1, stable=True)  # equal keys keep their order; an unstable sort would read ahead
+    ordered = keys.gather(1, order)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    found = F.pad(torch.where(same, order[:, :-1], -1), (1, 0), value=-1)
+    return torch.empty_like(order).scatter_(1, order, found)
 
-class Linear(nn.Linear):
-    """Computes in the type of its input, whatever the type of its weight; used without bias."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+class Ngrams(nn.Module):
+    """A vector for each token and the n - 1 before it, (B, T, C), from two hashed tables of half the width each."""
+
+    def __init__(self, n: int, rows: int, width: int, dtype: torch.dtype, number: int = 0):
+        super().__init__()
+        self.n, self.rows = n, rows
+        self.weight = nn.Parameter(torch.empty(2 * rows, width // 2, dtype=dtype))
+        dice = torch.Generator().manual_seed(100 * n + number)  # other collisions in every half of every layer
+        odd = 1 + 2 * torch.randint(1 << 31, (n, 2), generator=dice, device="cpu")  # times a token it fits int64
+        self.register_buffer("factors", odd.to(self.weight.device))
+
+    def forward(self, history: tuple[Tensor, ...]) -> Tensor:
+        mixed = torch.zeros_like(history[0])[..., None]  # (B, T, 2) from here on
+        for token, factors in zip(history[: self.n], self.factors, strict=True):
+            mixed = mixed ^ (token[..., None] * factors)
+        second = torch.arange(0, 2 * self.rows, self.rows, device=mixed.device)
+        return F.embedding(mixed % self.rows + second, self.weight).flatten(2)
+
+
+class Induction(nn.Module):
+    """The token that followed the last same three tokens in this row, or else the last same two; (B, T, C)."""
+
+    def __init__(self, vocab_size: int, width: int):
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width)
+        self.trust = nn.Parameter(torch.empty(3, 1))  # where nothing, two or three tokens were found
+
+    def forward(self, history: tuple[Tensor, ...]) -> Tensor:
+        x, before, earlier = history
+        pairs = before * VOCAB_SIZE + x
+        pair, triple = last_same(torch.cat((pairs, earlier * VOCAB_SIZE**2 + pairs))).chunk(2)
+        followed = x.gather(1, torch.where(triple < 0, pair, triple) + 1)
+        found = (pair >= 0).long() + (triple >= 0)
+        return norm(self.embed(followed)) * F.embedding(found, self.trust)
+
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """In the type of the input, whatever the type of the weight."""
+    return F.linear(x, weight.to(x.dtype))
 
 
 def norm(x: Tensor) -> Tensor:
@@ -146,127 +225,128 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
-def window_mask(seq_len: int, window: int) -> Tensor:
-    """(T, T) bool: a token sees itself and `window` tokens before it, the meaning of window_size=(window, 0)."""
-    distance = torch.arange(seq_len)[:, None] - torch.arange(seq_len)[None, :]
-    return (distance >= 0) & (distance <= window)
-
-
-def attend_varlen(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Causal attention within a window, (B, T, H, D); FlashAttention-2, or 4 where it was activated."""
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) -> Tensor:
+    """Causal attention, (B, T, H, D): with `starts` inside documents and windows, without them over the whole row."""
     B, T, H, D = q.shape
-    starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
+    if starts is None:
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     q, k, v = (z.reshape(B * T, H, D) for z in (q, k, v))
     return varlen_attn(q, k, v, starts, starts, T, T, window_size=(window, 0)).view(B, T, H, D)
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same with scaled_dot_product_attention: plainly causal where there is no mask."""
-    mask = None if mask is None else mask[: q.size(1), : q.size(1)]
-    q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+class Block(nn.Module):
+    """One layer: a share of the embeddings into the residual stream, causal attention with gated values, MLP."""
 
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions, normed q and k, and a gated value embedding on some layers."""
-
-    def __init__(self, size: Size, window: int, has_value_embedding: bool, flash: bool):
+    def __init__(self, size: Size, window: int, n_values: int, n_inputs: int):
         super().__init__()
-        self.n_heads, self.window, self.flash = size.width // size.head_width, window, flash
-        self.qkv = nn.Parameter(torch.empty(3, size.width, size.width))  # three matrices to Muon
-        self.out = Linear(size.width, size.width, bias=False)
-        self.gate = Linear(min(GATE_CHANNELS, size.width), self.n_heads, bias=False) if has_value_embedding else None
-        mask = None if flash or window >= MAX_SEQ_LEN - 1 else window_mask(MAX_SEQ_LEN, window)
-        self.register_buffer("mask", mask, persistent=False)
+        C, self.n_heads, self.window = size.width, size.width // size.head_width, window
+        self.stay = nn.Parameter(torch.empty(()))
+        self.shares = nn.Parameter(torch.empty(n_inputs))
+        self.qkv = nn.Parameter(torch.empty(3, C, C))  # three matrices to Muon
+        self.gates = nn.Parameter(torch.empty(n_values + 1, self.n_heads, GATE_CHANNELS))
+        self.out = nn.Parameter(torch.empty(C, C))
+        self.up = nn.Parameter(torch.empty(MLP_RATIO * C, C))
+        self.down = nn.Parameter(torch.empty(C, MLP_RATIO * C))
 
-    def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, h: Tensor, inputs: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor,
+                starts: Tensor | None) -> Tensor:
+        shares = self.shares.to(h.dtype)
+        h = self.stay.to(h.dtype) * h + sum(share * z for share, z in zip(shares, inputs, strict=True))
+        h = h + self.attention(norm(h), values, cos, sin, starts)
+        return h + norm(linear(F.relu(linear(norm(h), self.up) - RELU_SHIFT).square(), self.down))
+
+    def attention(self, x: Tensor, values: list[Tensor], cos: Tensor, sin: Tensor, starts: Tensor | None) -> Tensor:
         B, T, C = x.shape
-        qkv = F.linear(x, self.qkv.flatten(0, 1).to(x.dtype)).view(B, T, 3, self.n_heads, -1)
+        qkv = linear(x, self.qkv.flatten(0, 1)).view(B, T, 3, self.n_heads, -1)
         q, k = (norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE).unbind(2)  # (B, T, H, D) each
         v = qkv[:, :, 2]
-        if self.gate is not None:
-            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, H); 1 at the start
-            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        y = attend_varlen(q, k, v, self.window) if self.flash else attend_sdpa(q, k, v, self.mask)
-        return self.out(y.reshape(B, T, C))
+        for i, value in enumerate(values):
+            v = v + self.gate(x, i, i * GATE_CHANNELS) * value.view_as(v)
+        y = norm(attend(q, k, v, self.window, starts)) * self.gate(x, len(values), 0)
+        return linear(y.reshape(B, T, C), self.out)
 
-
-class MLP(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.up = Linear(width, MLP_RATIO * width, bias=False)
-        self.down = Linear(MLP_RATIO * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
-
-
-def pair_rows(x: Tensor, n_rows: int) -> Tensor:
-    """The row of the bigram table for each token and the one before it, (B, T); a row's first token pairs with 0."""
-    before = F.pad(x[:, :-1], (1, 0))
-    mixed = before * 0x9E3779B1 + x * 0x85EBCA6B  # odd multipliers: products keep their low bits apart
-    return (mixed ^ (mixed >> 15)) % n_rows
+    def gate(self, x: Tensor, number: int, first: int) -> Tensor:
+        """2 sigmoid of some channels of the input, (B, T, H, 1); 1 at the start."""
+        return 2 * torch.sigmoid(linear(x[..., first : first + GATE_CHANNELS], self.gates[number])).unsqueeze(-1)
 
 
 class GPT(nn.Module):
     """model(x) gives logits (B, T, V), model(x, y) the mean loss in nats."""
 
-    def __init__(self, size: Size, vocab_size: int, dtype: torch.dtype, flash: bool):
+    def __init__(self, size: Size, vocab_size: int, dtype: torch.dtype, compiled: bool = False):
         super().__init__()
-        L, C, D = size.layers, size.width, size.head_width
-        self.dtype, self.softcap = dtype, size.softcap
-        with_values = [(L - 1 - i) % VALUE_EVERY == 0 for i in range(L)]
-        is_long = [(i + 1) % LONG_EVERY == 0 or i == L - 1 for i in range(L)]
-        windows = [MAX_SEQ_LEN if long else max(1, MAX_SEQ_LEN // SHORT_WINDOW) for long in is_long]
+        L, C, D, self.dtype = size.layers, size.width, size.head_width, dtype
         self.embed = nn.Embedding(vocab_size, C)
-        self.bigrams = nn.Embedding(size.bigram_rows, C)
-        self.values = nn.ModuleDict({str(i): nn.Embedding(vocab_size, C) for i in range(L) if with_values[i]})
-        self.attentions = nn.ModuleList(Attention(size, windows[i], with_values[i], flash) for i in range(L))
-        self.mlps = nn.ModuleList(MLP(C) for _ in range(L))
-        self.head = Linear(C, vocab_size, bias=False)
-        self.residual_lambdas = nn.Parameter(torch.ones(L))
-        self.embed_lambdas = nn.Parameter(torch.full((2, L), X0_INIT))  # token embedding, bigram embedding
+        self.sources = nn.ModuleList()  # what every layer's input gets a share of, beside the token
+        if size.pair_rows:
+            self.sources.extend([Ngrams(2, size.pair_rows, C, dtype), Induction(vocab_size, C)])
+        self.values = nn.ModuleList(nn.ModuleList() for _ in range(L))  # of each layer: what its values get, gated
+        layers = range((L - 1) % VALUE_EVERY, L, VALUE_EVERY)
+        for i in layers:
+            self.values[i].append(nn.Embedding(vocab_size, C))
+            if size.bigram_rows:
+                self.values[i].append(Ngrams(2, size.bigram_rows, C, dtype, number=i))
+        if size.trigram_rows:
+            shared = Ngrams(3, size.trigram_rows, C, dtype)
+            for i in {layers[0], *layers[-2:]}:
+                self.values[i].append(shared)
+        self.blocks = nn.ModuleList()
+        for i, tables in enumerate(self.values):
+            is_long = (i + 1) % GPU_LONG_EVERY == 0 or i == L - 1
+            window = MAX_SEQ_LEN if is_long else MAX_SEQ_LEN // GPU_SHORT_WINDOW
+            self.blocks.append(Block(size, window, len(tables), 1 + len(self.sources)))
+        self.head, self.softcap = nn.Parameter(torch.empty(vocab_size, C)), size.softcap
         angles = torch.outer(torch.arange(MAX_SEQ_LEN), ROPE_BASE ** (-torch.arange(0, D, 2) / D))  # (T, D/2)
-        self.register_buffer("cos", angles.cos()[:, None, None], persistent=False)  # (T, 1, 1, D/2)
-        self.register_buffer("sin", angles.sin()[:, None, None], persistent=False)
-        self.initialise(C)
+        self.register_buffer("cos", angles.cos()[:, None, None].to(dtype), persistent=False)  # (T, 1, 1, D/2)
+        self.register_buffer("sin", angles.sin()[:, None, None].to(dtype), persistent=False)
+        if compiled:  # the repeated part alone, once for each kind of layer: seconds in place of a minute
+            self.readout = torch.compile(self.readout, dynamic=False)
+            for block in self.blocks:
+                block.compile(dynamic=False)
+        self.initialise()
 
     @torch.no_grad()
-    def initialise(self, width: int) -> None:
+    def initialise(self) -> None:
         """Embeddings of unit size, inward matrices uniform, whatever writes to the residual stream zero."""
-        bound = INIT_SCALE * math.sqrt(3 / width)
+        bound = INIT_SCALE * math.sqrt(3 / self.embed.embedding_dim)
+        for p in self.parameters():
+            p.zero_()
         self.embed.weight.normal_()
-        self.bigrams.weight.zero_()
-        self.head.weight.normal_(std=HEAD_INIT)
-        self.embed_lambdas[1].fill_(BIGRAM_INIT)
-        for table in self.values.values():
-            table.weight.uniform_(-bound, bound)
-        for attention, mlp in zip(self.attentions, self.mlps, strict=True):
-            attention.qkv.uniform_(-bound, bound)
-            mlp.up.weight.uniform_(-bound, bound)
-            for outward in (attention.out, mlp.down, *([attention.gate] if attention.gate else [])):
-                outward.weight.zero_()
+        self.head.normal_(std=HEAD_INIT)
+        for p in self.values.parameters():
+            p.uniform_(-bound, bound)
+        for block in self.blocks:
+            block.qkv.uniform_(-bound, bound)
+            block.up.uniform_(-bound, bound)
+            block.stay.fill_(1.0)
+            block.shares.fill_(SHARE_INIT)
+        for induction in self.sources[1:]:
+            induction.embed.weight.normal_()
+            induction.trust[1:] = 1.0
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        cos, sin = self.cos[: x.size(1)].to(self.dtype), self.sin[: x.size(1)].to(self.dtype)
-        embedded = norm(self.embed(x).to(self.dtype))
-        pairs = self.bigrams(pair_rows(x, self.bigrams.num_embeddings)).to(self.dtype)
-        residual_lambdas, embed_lambdas = self.residual_lambdas.to(self.dtype), self.embed_lambdas.to(self.dtype)
-        h, middle = embedded, embedded
-        for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
-            h = residual_lambdas[i] * h + embed_lambdas[0, i] * embedded + embed_lambdas[1, i] * pairs
-            value_embedding = self.values[str(i)](x).to(self.dtype) if str(i) in self.values else None
-            h = h + attention(norm(h), value_embedding, cos, sin)
-            h = h + mlp(norm(h))
-            middle = h if i == len(self.mlps) // 2 else middle
-        logits = self.head(norm(h - BACKOUT * middle)).float()
-        logits = self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+        history = histories(x)
+        inputs = [norm(self.embed(x)).to(self.dtype), *(source(history) for source in self.sources)]
+        distinct = dict.fromkeys(table for tables in self.values for table in tables)  # layers may share one
+        made = {table: table(history if isinstance(table, Ngrams) else x).to(self.dtype) for table in distinct}
+        starts = document_starts(x) if self.dtype == torch.bfloat16 else None
+        cos, sin = self.cos[: x.size(1)], self.sin[: x.size(1)]
+        h = inputs[0].clone()  # the first block is compiled with the others, none of which reads its own input
+        for block, tables in zip(self.blocks, self.values, strict=True):
+            h = block(h, inputs, [made[table] for table in tables], cos, sin, starts)
+        return self.readout(h, y)
+
+    def readout(self, h: Tensor, y: Tensor | None) -> Tensor:
+        logits = linear(norm(h), self.head).float()
+        if self.softcap:
+            logits = 1.1 * self.softcap * torch.tanh(logits / self.softcap)
         if y is not None:
             return F.cross_entropy(logits.flatten(0, 1), y.flatten())
-        return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 15
+        return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 16
 
 
-# --- Optimizers -----------------------------------------------------------------------------------------------------
+# --- Optimizers ------------------------------------------------------------------------------------------------------
 
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest matrices with all singular values 1, (n, r, c), by five matrix polynomials."""
@@ -298,152 +378,142 @@ class Muon:
     """Momentum, orthogonalised. Matrices of one shape are updated together, (n, r, c)."""
 
     def __init__(self, matrices: list[nn.Parameter], dtype: torch.dtype, compiled: bool):
-        self.dtype = dtype
+        self.dtype, self.groups, self.state = dtype, {}, {}
         self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
-        self.groups: dict[tuple[int, int], list[nn.Parameter]] = {}
         for p in matrices:
             self.groups.setdefault(tuple(p.shape[-2:]), []).append(p)
-        self.state: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for (r, c), group in self.groups.items():
-            n = sum(p.numel() for p in group) // (r * c)
-            per_neuron = (n, r, 1) if r >= c else (n, 1, c)
-            self.state[r, c] = tuple(torch.zeros(s, device=group[0].device) for s in ((n, r, c), per_neuron))
+            n, new = sum(p.numel() for p in group) // (r * c), group[0].new_zeros
+            self.state[r, c] = new(n, r, c), new(n, r, 1) if r >= c else new(n, 1, c)  # mean, power
 
-    @torch.no_grad()
     def step(self, lr: float, momentum: float, decay: float) -> None:
         numbers = [torch.tensor(number) for number in (lr, momentum, decay)]  # tensors: no compilation for each value
-        for shape, group in self.groups.items():
-            weight = torch.cat([p.view(-1, *shape) for p in group])
-            grad = torch.cat([p.grad.view(-1, *shape) for p in group])
-            fresh = self.update(weight, grad, *self.state[shape], *numbers, self.dtype)
-            for p, new in zip(group, fresh.split([p.numel() // math.prod(shape) for p in group]), strict=True):
+        for (r, c), group in self.groups.items():
+            weight, grad = (torch.cat([z.view(-1, r, c) for z in zs]) for zs in (group, [p.grad for p in group]))
+            fresh = self.update(weight, grad, *self.state[r, c], *numbers, self.dtype)
+            for p, new in zip(group, fresh.split([p.numel() // (r * c) for p in group]), strict=True):
                 p.copy_(new.view_as(p))
 
 
-@torch.no_grad()
-def adamw(p: nn.Parameter, mean: Tensor, power: Tensor, steps: Tensor, lr: float, decay: float, beta1: float) -> None:
-    """Adam with decoupled decay, arXiv 1711.05101; torch.optim's would import the compiler too."""
-    torch._fused_adamw_([p], [p.grad], [mean], [power], [], [steps.add_(1)], lr=lr, beta1=beta1, beta2=ADAM_BETA2,
-                        weight_decay=decay, eps=1e-10, amsgrad=False, maximize=False)
+def table_update(weight: Tensor, grad: Tensor, power: Tensor, lr: Tensor, bias: Tensor) -> None:
+    """RMSProp without momentum: a row that this step did not meet stays where it is."""
+    power.lerp_(grad.square(), 1 - GPU_TABLE_BETA2)
+    weight.sub_(lr * grad / ((power / bias).sqrt() + 1e-10))
+
+
+class Adam:
+    """Adam for parameters of one rate; torch.optim's would import the compiler, 2 s."""
+
+    def __init__(self, params: list[nn.Parameter], lr: float):
+        self.params, self.lr = params, lr
+        self.means, self.powers = ([torch.zeros_like(p) for p in params] for _ in range(2))
+        self.steps = [p.new_zeros(()) for p in params]
+
+    def step(self, left: float) -> None:
+        torch._foreach_add_(self.steps, 1)
+        grads = [p.grad for p in self.params]
+        torch._fused_adamw_(self.params, grads, self.means, self.powers, [], self.steps, lr=self.lr * left, eps=1e-10,
+                            beta1=ADAM_BETA1, beta2=ADAM_BETA2, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class Optimizer:
-    """Muon for the matrices inside the layers, AdamW for the rest; every lr follows the budget that is spent."""
+    """Muon for matrices inside the layers, RMSProp for hashed values, Adam for the rest; rates follow the budget."""
 
     def __init__(self, model: GPT, compiled: bool):
-        scale = math.sqrt(768 / model.head.in_features)
-        groups = [
-            ([model.embed.weight], EMBED_LR * scale, EMBED_DECAY, ADAM_BETA1),
-            ([table.weight for table in model.values.values()], VALUE_LR * scale, VALUE_DECAY, ADAM_BETA1),
-            ([model.bigrams.weight], BIGRAM_LR * scale, BIGRAM_DECAY, ADAM_BETA1),
-            ([model.head.weight], HEAD_LR * scale, HEAD_DECAY, ADAM_BETA1),
-            ([model.residual_lambdas], RESIDUAL_LR, 0.0, ADAM_BETA1),
-            ([model.embed_lambdas], LAMBDA_LR, 0.0, LAMBDA_BETA1),
-        ]
-        self.adam = {p: settings for params, *settings in groups for p in params}
-        self.state = {p: [torch.zeros_like(p), torch.zeros_like(p), p.new_zeros(())] for p in self.adam}
-        self.muon = Muon([*model.attentions.parameters(), *model.mlps.parameters()], model.dtype, compiled)
+        scale = math.sqrt(768 / model.embed.embedding_dim)
+        hashed = [part.weight for part in model.values.modules() if isinstance(part, Ngrams)]
+        tokens = [part.weight for part in model.values.modules() if isinstance(part, nn.Embedding)]
+        groups = [([model.embed.weight, *tokens, *model.sources.parameters()], EMBED_LR * scale),
+                  ([model.head], HEAD_LR * scale),
+                  ([block.stay for block in model.blocks], RESIDUAL_LR),
+                  ([block.shares for block in model.blocks], SHARE_LR)]
+        self.adam = [Adam(params, lr) for params, lr in groups]
+        self.tables = [(p, torch.zeros_like(p)) for p in hashed]
+        self.table_lr = GPU_TABLE_LR * scale
+        self.table_update = torch.compile(table_update, dynamic=False) if compiled else table_update
+        self.matrix_lr = CPU_MATRIX_LR if device.type == "cpu" else GPU_MATRIX_LR
+        self.muon = Muon([p for p in model.blocks.parameters() if p.ndim > 1], model.dtype, compiled)
 
+    @torch.no_grad()
     def step(self, progress: float, step: int) -> None:
-        left = FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - progress) / WARMDOWN)
-        warm = min(1.0, step / MOMENTUM_STEPS)
-        for p, (lr, decay, beta1) in self.adam.items():
-            if p.grad is not None:
-                adamw(p, *self.state[p], lr * left, decay, beta1)
-        self.muon.step(MATRIX_LR * left, MOMENTUM_START + warm * (MOMENTUM - MOMENTUM_START),
+        matrix_left, adam_left = (FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - progress) / warmdown)
+                                  for warmdown in (MATRIX_WARMDOWN, ADAM_WARMDOWN))
+        for group in self.adam:
+            group.step(adam_left)
+        numbers = torch.tensor(self.table_lr), torch.tensor(1 - GPU_TABLE_BETA2 ** (step + 1))
+        for table, power in self.tables:
+            self.table_update(table, table.grad, power, *numbers)
+        warm = min(1.0, step / MOMENTUM_STEPS, matrix_left)
+        self.muon.step(self.matrix_lr * matrix_left, MOMENTUM_START + warm * (MOMENTUM - MOMENTUM_START),
                        MATRIX_DECAY * (1 - progress))
 
 
-# --- Training -------------------------------------------------------------------------------------------------------
+# --- Training --------------------------------------------------------------------------------------------------------
 
-def warm_up(model: nn.Module, optimizer: Optimizer, rows: int) -> None:
-    """Compile and touch everything on random tokens before the clock starts; weights and optimizer come out as new."""
-    dice = torch.Generator().manual_seed(0)  # its own: the global generator stays where SEED put it
+def warm_up(model: GPT, optimizer: Optimizer, rows: int) -> None:
+    """Two steps on random tokens: they compile all and touch all memory."""
+    dice = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCAB_SIZE, (rows, MAX_SEQ_LEN + 1), generator=dice).to(device)
-    saved = [p.detach().clone() for p in model.parameters()]
-    try:
-        for step in range(2):  # the second one meets state that exists
-            model(tokens[:, :-1], tokens[:, 1:]).backward()
-            optimizer.step(0.0, step)
-            model.zero_grad()
-        with torch.no_grad():
-            scored = tokens[: max(2, rows // 2), :-1].contiguous()
-            if scored.is_cuda:  # compiled, and the referee chooses how many rows it asks at a time
-                torch._dynamo.maybe_mark_dynamic(scored, 0)
-            model(scored)
-    finally:
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # as the stream's: other strides compile anew
+    for step in range(2):  # the second one meets state that exists
+        model(x, y).backward()
+        optimizer.step(0.0, step)
         model.zero_grad()
-        torch._foreach_copy_([p.data for p in model.parameters()], saved)
-        for tensors in (*optimizer.muon.state.values(), *optimizer.state.values()):
-            torch._foreach_zero_(tensors)
 
 
-def shrink_to_fit(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> tuple[int, int]:
-    """Warm up with ever smaller micro-batches until one fits into memory."""
+def fit_rows(model: GPT, size: Size, compiled: bool) -> tuple[int, int]:
+    """Warm up with ever smaller micro-batches until one fits into memory; then make the weights new again."""
+    optimizer = Optimizer(model, compiled)
+    free_bytes = torch.cuda.mem_get_info()[0] if device.type == "cuda" else HOST_BYTES
+    rows, parts = micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE)
     while True:
         try:
             warm_up(model, optimizer, rows)
-            return rows, parts
+            break
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
+        torch._dynamo.reset()  # else another number of rows is compiled for any number of rows, which is slower
+        model.zero_grad()
         rows, parts = math.ceil(rows / 2), 2 * parts
-
-
-def send(loss: Tensor) -> Callable[[], float]:
-    """Start a copy to the host and return what waits for it: read a step later, the GPU never idles."""
-    if not loss.is_cuda:
-        return loss.item
-    on_host, copied = loss.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event()
-    return lambda: copied.synchronize() or on_host.item()
-
-
-def receive(sent: Callable[[], float] | None, step: int) -> float:
-    """The loss of the step before, a sum over its micro-batches: a NaN in any of them ends the trial."""
-    loss = sent() if sent else 0.0
-    if not math.isfinite(loss):
-        raise SystemExit(f"loss is not finite at step {step - 1}")
-    return loss
+    torch.manual_seed(SEED)
+    model.initialise()
+    return rows, parts
 
 
 def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None:
-    """One optimizer step every `parts` micro-batches, until the stream ends."""
-    step, micro, loss, sent = 0, 0, 0.0, None
-    printed_at, printed_step = time.perf_counter(), 0
-    for batch in stream(rows, MAX_SEQ_LEN):
-        micro_loss = model(batch.x, batch.y) / parts
-        micro_loss.backward()
-        loss = loss + micro_loss.detach()
-        micro += 1
-        if micro < parts:
-            continue
+    """One optimizer step a batch of `parts` micro-batches, until the stream ends; it may end before the first."""
+    tokens, printed_at = 0, time.perf_counter()
+    for step, batch in enumerate(stream(rows * parts, MAX_SEQ_LEN)):
+        loss = torch.zeros((), device=device)
+        for x, y in zip(batch.x.split(rows), batch.y.split(rows), strict=True):
+            micro_loss = model(x, y) / parts
+            micro_loss.backward()
+            loss += micro_loss.detach()
         optimizer.step(batch.progress, step)
         model.zero_grad()
-        last_loss = receive(sent, step)
-        step, micro, loss, sent = step + 1, 0, 0.0, send(loss)
-        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S and step > 1:
-            speed = (step - printed_step) * rows * parts * MAX_SEQ_LEN / passed
-            print(f"step {step} | {batch.progress:.0%} | loss {last_loss:.4f} | {speed:.0f} tok/s", flush=True)
-            printed_at, printed_step = time.perf_counter(), step
-    receive(sent, step)
+        tokens += batch.x.numel()
+        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S:  # to read the loss waits for the device
+            if not math.isfinite(value := float(loss)):  # a NaN stays in the weights: it is seen, whichever part had it
+                raise SystemExit(f"loss is not finite at step {step + 1}")
+            speed = tokens / passed
+            print(f"step {step + 1} | {batch.progress:.0%} | loss {value:.4f} | {speed:.0f} tok/s", flush=True)
+            tokens, printed_at = 0, time.perf_counter()
 
 
 def main() -> None:
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
-    activate_fa4()
-    free_bytes, total_bytes = torch.cuda.mem_get_info() if device.type == "cuda" else (HOST_BYTES, HOST_BYTES)
-    size = pick_size(device.type, total_bytes)
+    size, fast = pick_size(), device.type == "cuda"  # a CPU would wait longer than it gains
+    modern = fast and torch.cuda.get_device_capability() >= (8, 0)  # else no bfloat16 and no flash attention
     with torch.device(device):
-        model = GPT(size, VOCAB_SIZE, torch.bfloat16 if has_bf16() else torch.float32, flash=has_bf16()).eval()
-    optimizer = Optimizer(model, compiled=device.type == "cuda")
-    runner = torch.compile(model) if device.type == "cuda" else model  # a CPU would wait longer than it gains
-    rows, parts = shrink_to_fit(runner, optimizer, *micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE))
+        dtype = torch.bfloat16 if modern else torch.float32
+        model = GPT(size, VOCAB_SIZE, dtype, compiled=fast).eval()
+    rows, parts = fit_rows(model, size, compiled=fast)
     print(f"{size} | micro-batch {rows} x {MAX_SEQ_LEN}, {parts} a step | {device}", flush=True)
-    gc.freeze()
     gc.disable()  # a collection of cycles in the middle of a step stalls the GPU
-    train(runner, optimizer, rows, parts)
-    finish(runner)
+    train(model, Optimizer(model, fast), rows, parts)
+    finish(model)
 
 
 if __name__ == "__main__":

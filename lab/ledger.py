@@ -1,12 +1,13 @@
-"""results.tsv, the session's memory: read, repair, append; and the types that outlive a night.
+"""Rows of results.tsv: write them, read them, count with them; and the types that outlive a night.
 
-Promises: a row is appended whole and fsynced, rows are never rewritten, a torn tail is cut off before the next append.
-Does not decide anything: verdicts come from agent.py, numbers from the referee.
+Promises: a row is appended whole and fsynced, or not at all; what is written reads back as the same row.
+Decides nothing: verdicts come from agent.py, numbers from the referee, and store.py says which file is the truth.
 """
 
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from enum import Enum
@@ -28,6 +29,7 @@ class Status(str, Enum):
     BUSY = "busy"             # a trial that did not have its machine: it counts nowhere and runs again
 
     __str__ = str.__str__
+    __hash__ = str.__hash__  # so that a dict with plain strings for keys finds it
 
 
 class Ending(str, Enum):
@@ -42,6 +44,7 @@ class Ending(str, Enum):
     MACHINE = "machine"       # the referee or the device failed, not the trial
 
     __str__ = str.__str__
+    __hash__ = str.__hash__  # so that a dict with plain strings for keys finds it
 
 
 @dataclass(frozen=True)
@@ -113,39 +116,65 @@ class Row:
 
 COLUMNS = tuple(f.name for f in fields(Row))
 HEADER = "\t".join(COLUMNS) + "\n"
-_FORMATS = {"val_bpb": ".6f", "memory_gb": ".2f", "budget": "g", "train_seconds": ".1f", "total_seconds": ".1f",
-            "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f"}
-_number = lru_cache(1024)(lambda cell: float(cell or 0))  # often equal: twenty thousand rows stay in memory
-_READ = {f.name: str if f.type is str else (lambda cell: int(cell or 0)) if f.type is int else _number
-         for f in fields(Row)}
-_READ["val_bpb"] = lambda cell: float(cell) if cell else None
-_READ["status"] = Status
-_READ |= dict.fromkeys(("parent", "split", "source", "device", "data", "sandbox"), sys.intern)
+_FORMATS = {
+    "val_bpb": ".6f", "memory_gb": ".2f", "budget": "g",
+    "train_seconds": ".1f", "total_seconds": ".1f",
+    "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f",
+}
+_FORMULA = re.compile(r"'*[=+\-@]")  # a spreadsheet would compute a cell that begins so
+_FEW_VALUES = ("parent", "split", "source", "device", "data", "sandbox")
+
+
+def _read_text(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def _write_text(text: str) -> str:
+    text = one_line(text)
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _readers() -> dict[str, Callable[[str], object]]:
+    """How each column's cell is read. Equal texts and numbers share their memory: twenty thousand rows stay in it."""
+    number = lru_cache(1024)(lambda cell: float(cell or 0))
+    by_type = {str: _read_text, int: lambda cell: int(cell or 0)}
+    readers = {f.name: by_type.get(f.type, number) for f in fields(Row)}
+    readers |= dict.fromkeys(_FEW_VALUES, lambda cell: sys.intern(_read_text(cell)))
+    return readers | {"val_bpb": lambda cell: float(cell) if cell else None, "status": Status}
+
+
+_READ = _readers()
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """All rows of one idea: its own row first, then its repeats."""
+    """All rows of one idea, in the order of the file."""
 
     number: int
     rows: tuple[Row, ...]
 
     @property
     def own(self) -> Row:
-        return self.rows[0]
+        """The row with its verdict: the first one that had its machine."""
+        return next((row for row in self.rows if row.status != Status.BUSY), self.rows[0])
 
     @property
     def commit(self) -> str:
         return self.own.commit
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         return self.own.status
+
+    def values(self, split: str) -> list[float]:
+        """val_bpb of its trials on one split. A trial that did not have its machine counts nowhere."""
+        return [row.val_bpb for row in self.rows
+                if row.split == split and row.val_bpb is not None and row.status != Status.BUSY]
 
     @property
     def val_bpb(self) -> float | None:
-        """The estimate: mean over its trials on the validation split; None after a crash."""
-        values = [row.val_bpb for row in self.rows if row.split == "val" and row.val_bpb is not None]
+        """The estimate: the mean of its trials on the validation split; None after a crash."""
+        values = self.values("val")
         return sum(values) / len(values) if values and self.own.val_bpb is not None else None
 
 
@@ -159,34 +188,50 @@ def experiments(rows: Iterable[Row]) -> list[Experiment]:
 
 def incumbent(history: Sequence[Experiment]) -> Experiment | None:
     """The last experiment that was kept: the branch's head."""
-    return next((e for e in reversed(history) if e.status == "keep"), None)
+    return next((e for e in reversed(history) if e.status == Status.KEEP), None)
 
 
 def misses(history: Sequence[Experiment]) -> int:
-    """Experiments since the last keep."""
-    return next((n for n, experiment in enumerate(reversed(history)) if experiment.status == "keep"), 0)
+    """Experiments with a verdict since the last keep; 0 before the first keep."""
+    count = 0
+    for experiment in reversed(history):
+        if experiment.status == Status.KEEP:
+            return count
+        count += experiment.status != Status.BUSY
+    return 0
 
 
-def sigma(history: Iterable[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds: pooled standard deviation of trials of equal commits; None before a repeat.
-
-    A train.py that pins its own seed repeats one value, which counts once: it says nothing of the noise.
-    """
+def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
+    """Standard deviation within groups of measurements of the same thing; None where no group has two values."""
     squares, freedom = 0.0, 0
-    for experiment in history:
-        if len(experiment.rows) == 1:  # nearly all: the loop asks after each of twenty thousand
-            continue
-        values = {row.val_bpb for row in experiment.rows if row.split == "val" and row.val_bpb is not None}
+    for values in groups:
         squares += sum((value - sum(values) / len(values)) ** 2 for value in values)
         freedom += max(0, len(values) - 1)
     return (squares / freedom) ** 0.5 if freedom else None
 
 
+def sigma(history: Sequence[Experiment]) -> float | None:
+    """Noise of val_bpb between seeds, from trials of equal commits; None before anything was measured twice.
+
+    The test split says it where the validation split has no repeat. A train.py that pins its own seed repeats one
+    value, which counts once: it says nothing of the noise.
+    """
+    repeated = [experiment for experiment in history if len(experiment.rows) > 1]
+    for split in ("val", "test"):
+        if (noise := pooled_deviation(list(set(e.values(split))) for e in repeated)) is not None:
+            return noise
+    return None
+
+
 def pinned(experiment: Experiment, trial: Trial) -> str:
-    """A note when another seed changed nothing, to the sixth decimal: whoever pins his seed hides the noise."""
-    same = [row.seed for row in experiment.rows if row.split == trial.split and row.seed != trial.seed
-            and None not in (row.val_bpb, trial.val_bpb) and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}"]
-    return f"pins its own seed: seed {same[0]} gave the same val_bpb" if same else ""
+    """A note when another seed gave the same value to six decimals: a pinned seed hides the noise."""
+    if trial.val_bpb is None:
+        return ""
+    for row in experiment.rows:
+        other_seed = row.split == trial.split and row.seed != trial.seed
+        if other_seed and row.val_bpb is not None and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}":
+            return f"pins its own seed: seed {row.seed} gave the same val_bpb"
+    return ""
 
 
 def utc_now() -> str:
@@ -194,7 +239,7 @@ def utc_now() -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Text made fit for a cell or a terminal line: no control characters, no runs of blanks, bounded."""
+    """Text fit for a cell or a terminal line: no control characters, no runs of blanks, bounded."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -206,7 +251,7 @@ def format_row(row: Row) -> str:
         if value is None:
             cells.append("")
         elif isinstance(value, str):
-            cells.append(one_line(value))
+            cells.append(_write_text(value))
         else:
             cells.append(format(value, _FORMATS.get(name, "")))
     return "\t".join(cells) + "\n"
@@ -221,13 +266,17 @@ def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
 
 
 def read(path: Path) -> list[Row]:
-    """Every whole row. Raises ValueError naming the line for a damaged one (a torn last line is skipped)."""
+    """The rows of a file, none where it does not exist; see parse()."""
     return parse(path.read_bytes(), path.name) if path.exists() else []
 
 
 def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
-    """The rows of a file's bytes; see read()."""
-    header, *lines = data.decode("utf-8", "replace").split("\n")[:-1] or [""]
+    """Every whole row; a torn last line is skipped. Raises ValueError, with the line's number, for a damaged one.
+
+    The field's files of five columns read too: a row is an experiment, and a crash is logged as 0.
+    """
+    text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    header, *lines = text.split("\n")[:-1] or [""]
     if not header:
         return []
     columns = header.split("\t")
@@ -240,39 +289,23 @@ def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
             row = parse_row(line, columns)
         except ValueError as error:
             raise ValueError(f"{name} line {number + 2}: {error}") from None
-        if "experiment" not in columns:  # the field's five-column files: one row an experiment, a crash logged as 0
-            row = replace(row, experiment=number, val_bpb=None if row.status == "crash" else row.val_bpb)
+        if "experiment" not in columns:
+            value = None if row.status == Status.CRASH else row.val_bpb
+            row = replace(row, experiment=number, val_bpb=value)
         rows.append(row)
     return rows
 
 
-def repair(path: Path) -> str:
-    """Cut a torn last line (a write that lost its power) and restore a missing header; say what was done, or ""."""
-    data = path.read_bytes() if path.exists() else b""
-    if not data.startswith(b"commit\t") and HEADER.encode().startswith(data):
-        with open(path, "wb") as f:
-            f.write(HEADER.encode())
-            os.fsync(f.fileno())
-        return "wrote its header"
-    whole = data.rfind(b"\n") + 1
-    if whole == len(data):
-        return ""
-    with open(path, "r+b") as f:
-        f.truncate(whole)
-        os.fsync(f.fileno())
-    return f"cut a torn last line of {len(data) - whole} bytes"
-
-
 def append(path: Path, row: Row) -> None:
-    """The commit point: after this returns, the row survives a power cut. Raises OSError with no part of it written."""
-    with open(path, "ab", buffering=0) as f:
-        before, data = f.tell(), format_row(row).encode()
+    """After this returns, the row survives a power cut. Raises OSError with no part of it written."""
+    with open(path, "ab", buffering=0) as file:
+        before, data = file.tell(), format_row(row).encode()
         try:
             while data:
-                data = data[f.write(data):]
-            os.fsync(f.fileno())
+                data = data[file.write(data):]
+            os.fsync(file.fileno())
         except OSError:
-            f.truncate(before)
+            file.truncate(before)
             raise
 
 
@@ -281,11 +314,14 @@ def spare(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode."""
+def write_durably(path: Path, data: bytes | Iterable[memoryview]) -> None:
+    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode.
+
+    data: the contents, or parts of them, of which one at a time is in memory.
+    """
     new = spare(path)
     with open(new, "wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
     if path.exists():

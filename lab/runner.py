@@ -1,4 +1,4 @@
-"""One trial: a fresh folder, a referee of its own, its result as a value.
+"""One trial on this machine: a referee of its own, its result as a value.
 
 Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when it returns, no
 process of the trial is left; a crash is a Trial whose val_bpb is None. It decides nothing about keeping, and never
@@ -6,9 +6,9 @@ reads a number from what a trial printed.
 """
 
 import json
+import math
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from lab import sandbox
-from lab.corpus import Data
-from lab.ledger import Trial, one_line
-from lab.referee import DEFAULT_LIMITS, Limits
+from lab import baseline, sandbox
+from lab.corpus import Data, default_data, held_out, open_data
+from lab.ledger import Ending, Trial, one_line
+from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, Limits
+from lab.wire import file_capacity, logits_memory, sealable_memory
+from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
@@ -31,15 +33,19 @@ class RefereeFailed(Exception):
 
 
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
+        witness_below: float = math.inf, is_baseline: bool = False, last_try: bool = False,
         on_event: Callable[[str, object], None] = lambda kind, value: None,
         interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS) -> Trial | None:
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
-    `folder` is emptied first; its sub-folder `cache`, the compile cache, is what the last call of keep_cache() left.
+    folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below `witness_below` gets its
+    witness in the same call. A trial that did not have its machine ends BUSY, but for the last try of an experiment.
     """
-    work = fresh_folder(folder, code)
-    spec = {"data": str(data.folder), "split": split, "seed": seed, "budget": budget_s, "folder": str(work),
-            "cache": str(work / "cache"), "parent": os.getpid(), "limits": asdict(limits)}
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {"code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
+            "folder": str(folder), "device": default_device(), "cores": os.cpu_count(), "parent": os.getpid(),
+            "hidden": [str(path) for path in held_out(data.source)], "witness_below": witness_below,
+            "is_baseline": is_baseline, "last_try": last_try, "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
     errors = folder / "referee.log"
     with open(errors, "wb") as stderr:
@@ -48,9 +54,8 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
                                    env=os.environ | sandbox.THREADS)
     process.stdin.write((json.dumps(spec) + "\n").encode())
     process.stdin.close()
-    limit_s = sum(asdict(limits).values()) + 2 * budget_s + BACKSTOP_S
     try:
-        result = follow(process, time.monotonic() + limit_s, on_event, interrupted)
+        result = follow(process, time.monotonic() + longest_s(limits, budget_s), on_event, interrupted)
     finally:
         end(process)
     if result is None and interrupted():
@@ -58,7 +63,14 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     if result is None:
         raise RefereeFailed(f"the referee ended with code {process.returncode}: "
                             + one_line(errors.read_text(errors="replace")[-2000:], 2000))
-    return Trial(**result)
+    return Trial(**result | {"ending": Ending(result["ending"])})
+
+
+def longest_s(limits: Limits, budget_s: float) -> float:
+    """Of a trial and its witness."""
+    trial_s = sum(asdict(limits).values()) + 2 * budget_s
+    witness_s = WITNESS_FACTOR * limits.start_s + START_SLACK_S + limits.score_s + budget_s + limits.stop_s
+    return trial_s + witness_s + BACKSTOP_S
 
 
 def follow(process: subprocess.Popen, deadline: float, on_event: Callable, interrupted: Callable) -> dict | None:
@@ -94,41 +106,44 @@ def end(process: subprocess.Popen) -> None:
         sandbox.sweep()
 
 
-def fresh_folder(folder: Path, code: str) -> Path:
-    """An empty working folder with this train.py, the fixed prepare.py and a private copy of the kept compile cache.
-
-    Every trial compiles into its own copy, so nothing that a discarded experiment wrote reaches another. What remains:
-    a kept experiment could leave weights in the cache for its successors, whose train.py would have to load them.
-    """
-    work = folder / "trial"
-    remove(work)
-    work.mkdir(parents=True)
-    (work / "train.py").write_bytes(code.encode())
-    shutil.copyfile(ROOT / "prepare.py", work / "prepare.py")
-    kept = folder / "cache"
-    if kept.is_dir():
-        shutil.copytree(kept, work / "cache", symlinks=True)
-    else:
-        (work / "cache").mkdir()
-    return work
-
-
-def keep_cache(folder: Path) -> None:
-    """Make the compile cache of the trial that just ended the one that later trials start from."""
-    remove(folder / "cache")
-    os.rename(folder / "trial" / "cache", folder / "cache")
+def start_by_hand(device: str, seed: int) -> tuple[dict, subprocess.Popen]:
+    """A referee for this process, which nobody started as a trial: `python train.py`. (what Link reads, referee)."""
+    data = open_data(os.environ.get("AUTORESEARCH_DATA") or default_data())
+    tokens_read, tokens_write = os.pipe()
+    events_read, events_write = os.pipe()
+    logits_fd, logits_bytes = logits_memory(data.max_seq_len * data.vocab_size)
+    file_fd = sealable_memory("model", file_capacity())
+    spec = {"data": str(data.folder), "split": "val", "seed": seed, "device": device, "is_witness": False,
+            "parent": os.getppid(), "cores": os.cpu_count(),
+            "budget": float(os.environ.get("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S), "tokens_fd": tokens_write,
+            "events_fd": events_read, "logits_fd": logits_fd, "logits_bytes": logits_bytes, "file_fd": file_fd,
+            "file_bytes": 0}
+    referee = subprocess.Popen([sys.executable, "-m", "lab.referee", "--serve", json.dumps(spec)], cwd=ROOT,
+                               pass_fds=(tokens_write, events_read, logits_fd, file_fd),
+                               env=os.environ | sandbox.THREADS)
+    os.close(tokens_write)
+    os.close(events_read)
+    return spec | {"tokens_fd": tokens_read, "events_fd": events_write}, referee
 
 
-def remove(folder: Path) -> None:
-    """Delete a folder that a trial wrote: renamed files, locked folders and depth do not stop it."""
-    if folder.exists():
-        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+# What is kept of a trial under runs/TAG ---------------------------------------------------------------------------
+
+
+def baseline_known(runs: Path) -> bool:
+    """Whether start-up and losses of this session's baseline are at hand; else it is measured once more first."""
+    return baseline.read(runs) is not None
+
+
+def keep_model(runs: Path) -> None:
+    """Make the file of the trial that has just been kept the session's model."""
+    if (runs / "candidate.safetensors").exists():
+        os.replace(runs / "candidate.safetensors", runs / "model.safetensors")
 
 
 def save_log(trial: Trial, runs: Path, number: int) -> None:
     """What a trial of an experiment printed beside what was measured, for the morning."""
     path = _log_path(runs, number, trial.seed)
-    path.write_text(trial.log, encoding="utf-8")
+    path.write_text(trial.log, encoding="utf-8", errors="replace")
     facts = {name: value for name, value in asdict(trial).items() if name != "log"}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -136,7 +151,7 @@ def save_log(trial: Trial, runs: Path, number: int) -> None:
 def read_log(runs: Path, number: int, seed: int) -> str:
     """What a trial printed; "" when its log is gone."""
     path = _log_path(runs, number, seed)
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _log_path(runs: Path, number: int, seed: int) -> Path:

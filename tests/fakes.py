@@ -23,6 +23,7 @@ def main():
     torch.manual_seed(SEED)
     model = torch.nn.Embedding(VOCAB_SIZE, VOCAB_SIZE).to(device)
     torch.nn.init.zeros_(model.weight)
+    loss = torch.zeros(())
     for batch in stream(BATCH, MAX_SEQ_LEN):
         loss = torch.nn.functional.cross_entropy(model(batch.x).flatten(0, 1), batch.y.flatten())
         loss.backward()
@@ -71,9 +72,19 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
+# Becomes `python agent.py ...`, which the kernel kills when the test run that started it dies (Linux).
+LEASH = """\
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def start_agent(checkout: Path, *arguments: str, **changes: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "agent.py", *arguments], cwd=checkout, env=environment(**changes),
-                            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-S", "-c", LEASH, "agent.py", *arguments]
+    return subprocess.Popen(command, cwd=checkout, env=environment(**changes), text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run_agent(checkout: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:

@@ -26,13 +26,13 @@ def check(root: Path) -> None:
 
 
 def _check_rows(root: Path) -> list[ledger.Row]:
-    """I3: whole rows, rising numbers."""
+    """I3: whole rows, each experiment's number once."""
     data = (root / "results.tsv").read_bytes()
     assert data.startswith(ledger.HEADER.encode()) and data.endswith(b"\n"), data[-200:]
     rows = ledger.read(root / "results.tsv")
     assert len(rows) == data.count(b"\n") - 1
-    numbers = [row.experiment for row in rows if row.status != "repeat"]
-    assert numbers == list(range(len(numbers))), numbers
+    numbers = [row.experiment for row in rows if row.status not in (ledger.Status.REPEAT, ledger.Status.BUSY)]
+    assert len(set(numbers)) == len(numbers) and numbers[:1] in ([], [0]), numbers
     return rows
 
 
@@ -48,7 +48,7 @@ def _check_candidates(root: Path, tag: str, rows: list[ledger.Row]) -> None:
 
 def _check_head(root: Path, rows: list[ledger.Row]) -> None:
     """I1: HEAD is the last keep's commit, or only rows and directions were committed on top of it."""
-    kept = [row.commit for row in rows if row.status == "keep"]
+    kept = [row.commit for row in rows if row.status == ledger.Status.KEEP]
     if kept:
         head = git(root, "rev-parse", "HEAD")
         git(root, "merge-base", "--is-ancestor", kept[-1], head)
@@ -64,5 +64,6 @@ def _check_tree(root: Path) -> None:
     assert (root / "train.py").read_bytes() == held
     common = root / git(root, "rev-parse", "--git-common-dir")
     left = [path for folder in (common, root / git(root, "rev-parse", "--git-dir")) for path in folder.rglob("*.lock")]
-    assert [path for path in left if path.name != "autoresearch.lock"] == []
+    ours = common / "autoresearch"
+    assert [path for path in left if path.name != "autoresearch.lock" and path.parent != ours] == []
     assert list(root.glob(".*.new")) == []

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -121,9 +122,9 @@ class ModelServer:
 
     def __init__(self, script: Sequence[Step | str | Callable[[dict], Step | str]], *, key: str | None = None,
                  streams: bool = True, rejects: Sequence[str] = (), models: Sequence[str] | None = (), port: int = 0,
-                 context: int | None = None, clock: Callable[[], float] = time.monotonic):
+                 context: int | None = None, drips: bool = False, clock: Callable[[], float] = time.monotonic):
         self.script, self.key, self.streams, self.rejects, self.models = list(script), key, streams, rejects, models
-        self.context, self.clock = context, clock
+        self.context, self.clock, self.drips = context, clock, drips
         self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.usages: list[dict] = []
@@ -196,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.split("?")[0].removeprefix("/v1/models/")
         if self._wrong_key():
             return self._send_json(status(401))
+        if self.owner.drips:
+            return self._drip()
         if self.owner.models is None:  # a server without that route
             return self._send_json(Step("body", status=404, body={"detail": "Not Found"}))
         if self.owner.models and name not in self.owner.models:
@@ -221,6 +224,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_stream(step, usage, usage_after, request["model"])
         usage |= usage_after
         return self._send_json(Step("body", body=self._message(step, usage, request["model"])))
+
+    def _drip(self) -> None:
+        """A byte every 50 ms, for ever."""
+        self.send_response(200)
+        self.send_header("content-length", "1000000")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while not self.owner.closing.wait(0.05):
+                self.wfile.write(b" ")
+                self.wfile.flush()
 
     def _wrong_key(self) -> bool:
         given = self.headers.get("authorization", "").removeprefix("Bearer ") or self.headers.get("x-api-key", "")
@@ -254,6 +268,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _send_events(self, step: Step, usage: dict, usage_after: dict, model: str) -> None:
+        if step.kind == "events":
+            for event in step.body:
+                self._event(event, "message_start" if not isinstance(event, dict) else "")
+            return self._chunk("")
         if step.kind == "garbage":
             self._chunk("event: message_start\ndata: {no json\n\n")
             return self._chunk("")

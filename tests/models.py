@@ -153,10 +153,20 @@ STATEFUL: dict[str, Callable[[], Model]] = {
 
 
 # Honest models --------------------------------------------------------------------------------------------------------
+# A block mixes channels (B, T, C) of tokens (B, T), each place from itself and those before it.
+
+HASHES = (2654435761, 2246822519, 3266489917)  # odd constants of an n-gram's places
+OPENERS = 8                                    # tokens below this number begin a document
+MOST_DOCUMENTS = 4                             # begun in a row; later openers begin none
+
+
+def past(z: Tensor, n_places: int) -> Tensor:
+    """What stood n_places before, zeros before the row."""
+    return F.pad(z, (0,) * (2 * (z.dim() - 2)) + (n_places, 0))[:, : z.size(1)]
 
 
 class Window(nn.Module):
-    """Causal attention over a random window, with or without rotary-like phases, of one to four heads."""
+    """Causal attention over a random window, of one to four heads."""
 
     def __init__(self, dice: random.Random):
         super().__init__()
@@ -164,40 +174,81 @@ class Window(nn.Module):
         self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
         self.window = dice.choice((1, 4, 16, T))
 
-    def forward(self, h: Tensor) -> Tensor:
-        mask = causal_mask(h.size(1)) & ~causal_mask(h.size(1)).tril(-self.window)
+    def mask(self, x: Tensor) -> Tensor:
+        return causal_mask(T) & ~causal_mask(T).tril(-self.window)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
         q, k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in self.qkv(h).chunk(3, -1))
-        return self.out(F.scaled_dot_product_attention(self.scale * q, k, v, mask).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(self.scale * q, k, v, self.mask(x))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Documents(Window):
+    """Attention within a document; a row has a quota of documents, so that shapes are fixed."""
+
+    def document(self, x: Tensor) -> Tensor:
+        return (x < OPENERS).long().cumsum(1).clamp(max=MOST_DOCUMENTS)
+
+    def mask(self, x: Tensor) -> Tensor:
+        document = self.document(x)
+        return (causal_mask(T) & (document[:, :, None] == document[:, None]))[:, None]
+
+
+class LinearAttention(nn.Module):
+    """Attention without a softmax: as a masked product, as running sums, or as both over chunks of 16."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.kind, self.qkv = dice.choice(("product", "sums", "chunks")), nn.Linear(C, 3 * C)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).chunk(3, -1)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        norm = (q * k.cumsum(1)).sum(2, keepdim=True)
+        if self.kind == "sums":
+            states = (k[..., None] * v[:, :, None]).cumsum(1)
+            return torch.einsum("btc,btcd->btd", q, states) / norm
+        size = T if self.kind == "product" else 16
+        q, k, v = (z.unflatten(1, (-1, size)) for z in (q, k, v))  # (B, chunks, size, C)
+        inside = (q @ k.mT * causal_mask(size)) @ v
+        states = (k.mT @ v).cumsum(1)
+        before = q @ F.pad(states[:, :-1], (0, 0, 0, 0, 1, 0))
+        return (inside + before).flatten(1, 2) / norm
 
 
 class Convolution(nn.Module):
-    """Causal convolution, direct or by the Fourier transform of the padded row."""
+    """Causal convolution: direct, dilated, or by the Fourier transform of the padded row."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, dice: random.Random, kinds: tuple[str, ...] = ("direct",)):
         super().__init__()
-        self.length, self.by_fourier = dice.choice((2, 4, 16, T)), dice.random() < 0.5
+        self.kind, self.length = dice.choice(kinds), dice.choice((2, 4, 16, T))
+        self.dilation = 1
+        if self.kind == "dilated":
+            self.length, self.dilation = dice.choice((2, 3)), dice.choice((2, 8, 16))
         self.kernel = nn.Parameter(torch.randn(C, self.length) / self.length**0.5)
 
-    def forward(self, h: Tensor) -> Tensor:
-        if self.by_fourier:
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.kind == "Fourier":
             n = 2 * h.size(1)
             product = torch.fft.rfft(h.float(), n, 1) * torch.fft.rfft(self.kernel.float().mT, n, 0)
             return torch.fft.irfft(product, n, 1)[:, : h.size(1)].to(h.dtype)
-        padded = F.pad(h.mT, (self.length - 1, 0))
-        return F.conv1d(padded, self.kernel.flip(1)[:, None].to(h.dtype), groups=C).mT
+        padded = F.pad(h.mT, ((self.length - 1) * self.dilation, 0))
+        kernel = self.kernel.flip(1)[:, None].to(h.dtype)
+        return F.conv1d(padded, kernel, dilation=self.dilation, groups=C).mT
 
 
 class Recurrence(nn.Module):
-    """A GRU, a decaying sum by a loop or by cumulative sums."""
+    """A decaying sum, by a loop or by cumulative sums; or torch's own recurrent networks."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, dice: random.Random, kinds: tuple[str, ...] = ("loop", "cumulative")):
         super().__init__()
-        self.kind = dice.choice(("gru", "loop", "cumulative"))
-        self.gru, self.decay = nn.GRU(C, C, batch_first=True), nn.Parameter(torch.rand(C) * 0.2 + 0.75)
+        self.kind, self.decay = dice.choice(kinds), nn.Parameter(torch.rand(C) * 0.2 + 0.75)
+        network = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}.get(self.kind)
+        self.network = network and network(C, C, batch_first=True)
 
-    def forward(self, h: Tensor) -> Tensor:
-        if self.kind == "gru":
-            return self.gru(h.float())[0].to(h.dtype)
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        if self.network is not None:
+            return self.network(h.float())[0].to(h.dtype)
         decay = self.decay.to(h.dtype)
         if self.kind == "loop":
             states = [h[:, 0]]
@@ -209,7 +260,7 @@ class Recurrence(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture in which each token chooses its one or two experts; rows of an expert are computed together."""
+    """A mixture in which each token chooses its one or two experts; tokens of an expert are computed together."""
 
     def __init__(self, dice: random.Random):
         super().__init__()
@@ -217,12 +268,17 @@ class Experts(nn.Module):
         self.router = nn.Linear(C, 4)
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C)) for _ in "abcd")
 
-    def forward(self, h: Tensor) -> Tensor:
+    def taken(self, tokens: Tensor) -> slice:
+        """Which of the tokens that chose an expert it takes."""
+        return slice(None)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
         flat = h.flatten(0, 1)
         weights, chosen = self.router(flat).softmax(-1).topk(self.top, -1)
         out = torch.zeros_like(flat)
         for number, expert in enumerate(self.experts):
             token, place = (chosen == number).nonzero(as_tuple=True)
+            token, place = token[self.taken(token)], place[self.taken(token)]
             out.index_add_(0, token, (weights[token, place, None] * expert(flat[token])).to(out.dtype))
         return out.view_as(h)
 
@@ -234,28 +290,233 @@ class Shift(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * C, 4 * C), nn.GELU(), nn.Dropout(0.3), nn.Linear(4 * C, C))
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.mlp(torch.cat((h, F.pad(h[:, :-1], (0, 0, 1, 0))), -1))
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.mlp(torch.cat((h, past(h, 1)), -1))
 
 
-class Honest(nn.Module):
-    """A model of random shape, weights and precision; `sharp` logits make rounding visible."""
+class Int8(nn.Module):
+    """An MLP whose weights are int8 buffers and whose activations are int8 too, scaled by the largest of a token."""
 
-    def __init__(self, seed: int):
+    def __init__(self, dice: random.Random):
         super().__init__()
-        dice = random.Random(seed)
-        torch.manual_seed(seed)
+        up, down = torch.randn(C, 2 * C), torch.randn(2 * C, C)
+        for name, weight in (("up", up), ("down", down)):
+            self.register_buffer(name, (weight * 127 / weight.abs().max()).round().to(torch.int8))
+        self.steps = dice.choice((7, 127))
+
+    def largest(self, h: Tensor) -> Tensor:
+        return h.abs().amax(2, keepdim=True)
+
+    def product(self, h: Tensor, weight: Tensor) -> Tensor:
+        scale = (self.largest(h) / self.steps).clamp(min=1e-6)
+        return (h / scale).round() @ weight.float() * scale / (127 * C**0.5)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.product(F.relu(self.product(h.float(), self.up)), self.down)
+
+
+class Sparse(nn.Module):
+    """An MLP of which only the largest activations of a token pass."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.up, self.down, self.top = nn.Linear(2 * C, 4 * C), nn.Linear(4 * C, C), dice.choice((1, 4, 16))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        wide = self.up(torch.cat((h, past(h, 1)), -1))
+        values, places = wide.topk(self.top, -1)
+        return self.down(torch.zeros_like(wide).scatter(2, places, values))
+
+
+class Neighbours(nn.Module):
+    """What followed the nearest earlier places of the row; the later one of two that are as near."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.key, self.out, self.top = nn.Linear(2 * C, C), nn.Linear(C, C), dice.choice((1, 3))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        key = F.normalize(self.key(torch.cat((h, past(h, 1)), 2)).float(), dim=2)
+        near = key @ key.mT + 1e-3 * torch.arange(T)
+        near = near.masked_fill(~causal_mask(T).tril(-1), -torch.inf)
+        nearness, place = near.topk(self.top, 2)  # (B, T, top)
+        weight = torch.where(nearness > -torch.inf, nearness.clamp(min=0), torch.zeros(()))
+        rows = torch.arange(len(h))[:, None, None]
+        followed = h[rows, (place + 1).clamp(max=T - 1)]  # (B, T, top, C)
+        return self.out((weight[..., None] * followed).sum(2).to(h.dtype))
+
+
+class Counts(nn.Module):
+    """Logarithms of counted pairs, held in a buffer that grew while it learnt."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.out = nn.Linear(V, C)
+        self.register_buffer("counts", torch.zeros(V, V))
+        self.count(text(64, dice.randrange(100)))
+
+    def count(self, x: Tensor) -> None:
+        self.counts.index_put_((x[:, :-1].flatten(), x[:, 1:].flatten()), torch.ones(()), accumulate=True)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.out((self.counts[x] + 0.1).log())
+
+
+class Table(nn.Module):
+    """Embeddings of the last two and three tokens, found by their hash."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.n_rows, self.lengths = dice.choice((257, 4096)), dice.choice(((2,), (3,), (2, 3)))
+        self.tables = nn.ModuleList(nn.Embedding(self.n_rows, C) for _ in self.lengths)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
+        for length, table in zip(self.lengths, self.tables, strict=True):
+            mixed = torch.zeros_like(x)
+            for place in range(length):
+                mixed = mixed ^ (past(x, place) + 1) * HASHES[place]
+            out = out + table(mixed % self.n_rows)
+        return out
+
+
+class Induction(nn.Module):
+    """What followed when the last token, or the last two, came before in this row: found by one stable sort."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__()
+        self.length, self.after = dice.choice((1, 2)), nn.Embedding(V + 1, C)
+
+    def order(self, key: Tensor) -> Tensor:
+        return key.argsort(dim=1, stable=True)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        key = x if self.length == 1 else x * V + past(x, 1)
+        order = self.order(key)
+        ordered = key.gather(1, order)
+        same = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+        follower = x.gather(1, (past(order, 1) + 1).clamp(max=T - 1))
+        found = torch.where(same, follower, torch.full_like(follower, V))
+        return self.after(torch.empty_like(found).scatter(1, order, found))
+
+
+def fourier(dice: random.Random) -> nn.Module:
+    return Convolution(dice, ("Fourier",))
+
+
+def dilated(dice: random.Random) -> nn.Module:
+    return Convolution(dice, ("dilated",))
+
+
+def recurrent(dice: random.Random) -> nn.Module:
+    return Recurrence(dice, ("RNN", "GRU", "LSTM"))
+
+
+KINDS: dict[str, Callable[[random.Random], nn.Module]] = {
+    "attention": Window, "document masks": Documents, "linear attention": LinearAttention, "convolution": Convolution,
+    "Fourier convolution": fourier, "dilated convolution": dilated, "decaying sum": Recurrence,
+    "recurrent network": recurrent, "experts by token": Experts, "shift": Shift, "int8 weights": Int8,
+    "largest activations": Sparse, "nearest neighbours": Neighbours, "counted pairs": Counts, "n-gram table": Table,
+    "induction": Induction}
+
+
+class Chain(nn.Module):
+    """Blocks of random kind between an embedding and a head; `sharp` logits make rounding visible."""
+
+    def __init__(self, blocks: list[nn.Module], sharp: float = 1.0, in_bfloat16: bool = False,
+                 logits: torch.dtype = torch.float32):
+        super().__init__()
         self.embed, self.head = nn.Embedding(V, C), nn.Linear(C, V)
-        kinds = dice.choices((Window, Convolution, Recurrence, Experts, Shift), k=dice.randint(1, 4))
-        self.blocks = nn.ModuleList(kind(dice) for kind in kinds)
-        self.sharp = dice.choice((1.0, 4.0))
-        self.compute = dice.choice((torch.float32, torch.bfloat16))
-        self.logits = dice.choice((torch.float32, torch.bfloat16, torch.float16))
+        self.blocks, self.sharp = nn.ModuleList(blocks), sharp
+        self.in_bfloat16, self.logits = in_bfloat16, logits
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", self.compute, enabled=self.compute != torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
             h = self.embed(x)
             for block in self.blocks:
-                h = h + block(F.rms_norm(h.float(), (C,)))
+                h = h + block(F.rms_norm(h.float(), (C,)), x)
+                h = h.bfloat16() if self.in_bfloat16 else h
             logits = self.sharp * self.head(F.rms_norm(h.float(), (C,)))
         return (15 * torch.tanh(logits.float() / 15)).to(self.logits)
+
+
+def kinds_of(seed: int) -> list[str]:
+    """Names of an honest model's blocks: each kind comes first in one of sixteen."""
+    dice = random.Random(seed)
+    names = list(KINDS)
+    return [names[seed % len(names)], *dice.choices(names, k=dice.randrange(4))]
+
+
+def Honest(seed: int) -> Chain:  # noqa: N802
+    """A model of random blocks, weights and precision; three in ten compute in bfloat16."""
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    blocks = [KINDS[name](dice) for name in kinds_of(seed)]
+    logits = dice.choice((torch.float32, torch.bfloat16, torch.float16))
+    return Chain(blocks, dice.choice((1.0, 4.0, 12.0)), seed % 10 < 3, logits)
+
+
+# Broken twins ---------------------------------------------------------------------------------------------------------
+# Each is one of the honest blocks with a mistake that looks harmless: it depends on other places or other rows.
+
+
+class UnstableSort(Induction):
+    """Equal keys come in an order that depends on the whole row, as an unstable sort may leave them."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__(dice)
+        self.length = 1
+
+    def order(self, key: Tensor) -> Tensor:
+        shuffled = (torch.arange(T) * 37 + key.sum(1, keepdim=True)) % T
+        return (key * T + shuffled).argsort(1)
+
+
+class BatchQuota(Documents):
+    """The quota of documents holds for the whole batch."""
+
+    def document(self, x: Tensor) -> Tensor:
+        begun = (x < OPENERS).flatten().cumsum(0)
+        counted = (x < OPENERS) & (begun <= MOST_DOCUMENTS * len(x)).view_as(x)
+        return counted.long().cumsum(1)
+
+
+class CountsAsItAnswers(Counts):
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        answer = super().forward(h, x)
+        self.count(x)
+        return answer
+
+
+class BatchScale(Int8):
+    """Activations are scaled by the largest of the batch, and few steps make it felt."""
+
+    def __init__(self, dice: random.Random):
+        super().__init__(dice)
+        self.steps = 3
+
+    def largest(self, h: Tensor) -> Tensor:
+        return h.abs().max()
+
+
+class Capacity(Experts):
+    """An expert takes so many tokens of a batch, the first ones."""
+
+    def taken(self, tokens: Tensor) -> slice:
+        return slice(16 * len(self.experts))
+
+
+def broken(kind: Callable[[random.Random], nn.Module]) -> Callable[[], nn.Module]:
+    """A factory of a trained model with one block of this kind."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return trained(Chain([Shift(random.Random(0)), kind(random.Random(0))]))
+
+    return make
+
+
+BROKEN: dict[str, Callable[[], nn.Module]] = {
+    "unstable sort": broken(UnstableSort), "quota over the batch": broken(BatchQuota),
+    "counts as it answers": broken(CountsAsItAnswers), "scale by the batch's maximum": broken(BatchScale),
+    "routing with a capacity": broken(Capacity)}

@@ -50,7 +50,17 @@ RUN = '''\
 def run(spec):
     import hashlib
 
-    started_at, folder = time.monotonic(), spec["folder"]
+    import shutil
+    import subprocess
+
+    started_at, folder = time.monotonic(), spec["folder"] + "/trial"
+    spec["cache"] = folder + "/cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(spec["cache"])
+    if spec["is_baseline"]:
+        baseline.write(Path(spec["folder"]), 1.0, 100, np.zeros(1))
+    with open(folder + "/train.py", "w") as file:
+        file.write(spec["code"])
     with open("runs/trials.txt", "a") as file:
         file.write(f"{started_at}\\n")
     if os.path.exists("referee_lost"):
@@ -68,7 +78,9 @@ def run(spec):
     reason = (out.strip().splitlines() or ["killed"])[-1] if code else ""
     if os.path.exists("gpu_lost"):
         reason = "RuntimeError: CUDA error: unspecified launch failure"
-    return {"val_bpb": None if reason else 3.0 - good - spec["seed"] * 1e-6, "reason": reason, "seed": spec["seed"],
+    ending = "machine" if os.path.exists("gpu_lost") else "crashed" if reason else "scored"
+    return {"ending": ending, "witnessed": True, "reason": reason, "seed": spec["seed"],
+            "val_bpb": None if reason else 3.0 - good - spec["seed"] * 1e-6,
             "split": spec["split"], "budget": spec["budget"], "device": "stand-in", "train_seconds": 0.1,
             "data": Data.load(Path(spec["data"])).hash[:8], "sandbox": sandbox.level(), "log": out,
             "total_seconds": time.monotonic() - started_at}
@@ -128,6 +140,9 @@ class Agents:
 def serve() -> None:
     """The server behind Agents, in the checkout whose code it runs."""
     sys.path.insert(0, os.getcwd())
+    from lab import sandbox
+
+    sandbox.die_with_parent(os.getppid(), signal.SIGKILL)  # with the test run
     import anthropic  # noqa: F401  for the model, 1.5 s
     import httpx2  # noqa: F401
     import optuna  # noqa: F401  the tuner imports it at its first turn
@@ -144,9 +159,10 @@ def serve() -> None:
 
 def become_agent(root: str, out: str, arguments: list[str], step: int, action: str, server: str) -> None:
     import agent
-    from lab import runner
+    from lab import runner, sandbox
 
     status = 99
+    sandbox.die_with_parent(os.getppid(), signal.SIGKILL)
     try:
         os.setsid()
         os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -171,15 +187,15 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
 
 def shorten_waits(server: str) -> None:
     """Every wait for the model a sixtieth of what it is: a second for a minute."""
-    from lab import api, proposer, researcher
+    from lab import model, proposer
 
     os.environ["ANTHROPIC_BASE_URL"] = server
     proposer.PATIENCE_S /= WAITS_SHORTER
-    limits = api.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
-    next_wait_s = researcher.next_wait_s
-    researcher.Limits = lambda: limits
+    limits = model.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
+    next_wait_s = model.next_wait_s
+    model.Limits = lambda: limits
     proposer.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
-    researcher.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
+    model.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
         failures, None if after_s is None else after_s / WAITS_SHORTER, chance, first_s)
 
 

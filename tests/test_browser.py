@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from test_report import CONFIRMED, HOSTILE, NIGHT
+from test_report import CONFIRMED, HOSTILE, NIGHT, draw
 
 from lab import report
-from lab.ledger import experiments, one_line
+from lab.ledger import one_line
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -83,26 +83,27 @@ def browse(tmp_path, text: str, *options: str) -> tuple[dict, str]:
     return json.loads(unescaped), "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 
 
-@pytest.mark.parametrize("size", ["1280,900", "390,844"])
+@pytest.mark.parametrize("size", ["1400,900", "400,844"])
 def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
     rows = [*NIGHT, *CONFIRMED]
     rows[3] = replace(rows[3], description=HOSTILE, note=HOSTILE, source=HOSTILE)
-    text = report.page(experiments(rows), HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE}, HOSTILE)
+    text = report.page(rows, HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE, report.WHOLE: HOSTILE}, HOSTILE,
+                       svg=draw(rows)[1])
     seen, console = browse(tmp_path, text, f"--window-size={size}")
     assert seen["problems"] == [] and console == "" and seen["requests"] == []
-    assert seen["points"] == len(rows)
+    assert seen["points"] == len(NIGHT)
     assert seen["first"] == ["4", "3", "2", "1", "0"] and seen["inOrder"] == ["0", "1", "2", "3", "4"]
     assert seen["found"] == ["2"] and seen["shown"] == "1 of 5" and seen["none"] == []
     assert seen["kept"] == ["4", "1", "0"]
     assert seen["rising"] == ["4", "1", "3", "0", "2"] and seen["falling"] == ["0", "3", "1", "4", "2"]
-    assert seen["tip"] == "2 crash crash: idea 2" and seen["tipShown"] == "block" and seen["marked"] == "e2"
+    assert seen["tip"] == "2 crash: idea 2" and seen["tipShown"] == "block" and seen["marked"] == "e2"
     assert seen["folded"] == 2 and seen["images"] == 0 and seen["scripts"] == 3  # the page's own and two of this test
     assert seen["wide"] <= 0  # nothing to scroll sideways but the table in its frame
     assert seen["hostile"] == one_line(HOSTILE)
 
 
 def test_dark_and_light(tmp_path):
-    text = report.page(experiments(NIGHT), "t", {}, "")
+    text = report.page(NIGHT, "t", {}, "", svg=draw(NIGHT)[1])
     light, _ = browse(tmp_path, text)
     dark, _ = browse(tmp_path, text, "--blink-settings=preferredColorScheme=0")
     assert light["paper"] == "rgb(255, 255, 255)" and dark["paper"] == "rgb(20, 22, 26)"

@@ -4,6 +4,8 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import BETTER, edit, environment, git, make_checkout
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from invariants import check
 from model_server import ModelServer
 
-from agent import next_step
+from agent import Turn, next_step
 from lab import confirm, ledger, report
 from lab.ledger import Row, experiments
+from lab.session import Session
 
 PARENT = "a = 1\n\nb = 2\n\nc = 3\n"
 KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
@@ -26,12 +29,12 @@ import agent
 from lab import runner
 from lab.ledger import Trial
 
-def run(code, *, data, seed, budget_s, folder, split, on_event, interrupted):
+def run(code, *, data, seed, budget_s, folder, split, **more):
     rate = float(re.search(r"LEARNING_RATE = ([0-9.]+)", code)[1])
     lucky = 0.01 * ("SEED + 1" in code and split == "val")
     value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
-    return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full")
+    return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
 
 runner.run, agent.Loop.show = run, lambda loop: None
 sys.exit(agent.main(sys.argv[1:]))
@@ -69,26 +72,26 @@ def removal(number: int, kept: int, values: list[float | None], parent: str = "0
 
 
 def test_ranking_has_the_hand_computed_figures():
-    history = experiments([*SESSION, *removal(3, 2, [1.80, 1.82, 1.81]), *removal(4, 1, [1.90, 1.92, 1.91]),
+    rows = ([*SESSION, *removal(3, 2, [1.80, 1.82, 1.81]), *removal(4, 1, [1.90, 1.92, 1.91]),
                            *removal(5, 1, [9.0], parent="0000001")])  # the last was taken out of an older incumbent
-    most, least = confirm.ranking(history)
+    most, least = confirm.ranking(experiments(rows))
     assert (most.number, most.seeds, round(most.gain, 9), most.within_noise) == (1, 3, 0.09, False)
     assert (least.number, round(least.gain, 9), least.within_noise) == (2, -0.01, True)
     assert math.isclose(most.error, 0.01 * math.sqrt(2 / 3)) and most.error == least.error
-    text = report.summary(history)
+    text = report.summary(rows)
     assert re.search(r"\n +1 \+0\.090000 ± 0\.008165 +idea 1\n +2 -0\.010000 ± 0\.008165 +idea 2\n", text)
     assert text.endswith("Within noise, candidates for removal: #2.")
     assert "3: 3 kept, 0 discarded, 0 crashed" in text and "leave-one-out" not in text
-    page = report.page(history, "t", {}, "")
+    page = report.page(rows, "t", {}, "")
     assert '<td>1<td>+0.090000 ± 0.008165<td><td>idea 1<tr><td>2<td>-0.010000 ± 0.008165<td>within noise' in page
 
 
 def test_one_seed_has_no_noise_and_a_crash_no_worth():
-    history = experiments([*SESSION[:4], *removal(3, 1, [1.9]), *removal(4, 2, [None])])
-    crashed, known = confirm.ranking(history)
+    rows = ([*SESSION[:4], *removal(3, 1, [1.9]), *removal(4, 2, [None])])
+    crashed, known = confirm.ranking(experiments(rows))
     assert (crashed.number, crashed.gain, crashed.within_noise) == (2, None, False)
     assert known.error is None and not known.within_noise
-    assert "crashes without it" in report.summary(history) and "One seed each" in report.summary(history)
+    assert "crashes without it" in report.summary(rows) and "One seed each" in report.summary(rows)
     assert confirm.ranking(experiments(SESSION[:3])) == [] == confirm.ranking([])
 
 
@@ -96,7 +99,9 @@ def test_removals_leave_the_search_as_it_was():
     plain = experiments(SESSION)
     more = experiments([*SESSION, *(r for i in range(9) for r in removal(3 + i, 1, [1.9]))])
     assert confirm.ideas(more) == plain and ledger.incumbent(more) == ledger.incumbent(plain)
-    assert next_step(more, 0.3) == next_step(plain, 0.3) == "llm"
+    with_removals = Session("t", Path("runs"), 300.0, {}, (), tuple(more))
+    without_them = replace(with_removals, history=tuple(plain))
+    assert next_step(with_removals, (), 0.3) is Turn.MODEL is next_step(without_them, (), 0.3)
     assert ledger.sigma(more) == ledger.sigma(plain)
 
 

@@ -1,6 +1,7 @@
 """Corpora: the same bytes everywhere, splits that share nothing, a preparation that survives what interrupts it."""
 
 import errno
+import hashlib
 import http.server
 import io
 import json
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import corpus as corpora
-from lab.corpus import Data, Packer, SetupError, open_data
+from lab import packing, texts
+from lab.corpus import Data, open_data
+from lab.ledger import SetupError
+from lab.packing import Packer
 
 PYTHON = sys.executable
 
@@ -57,15 +62,15 @@ def naive_rows(documents: list[list[int]], row_tokens: int, buffer: int) -> list
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(2, 25), st.integers(1, 12))
 def test_rows_are_those_of_the_naive_rule(lengths: list[int], row_tokens: int, buffer: int) -> None:
     documents = [[1000 * (i + 1) + j for j in range(length)] for i, length in enumerate(lengths)]
-    file, packer_buffer = io.BytesIO(), corpora.BUFFER
-    corpora.BUFFER = buffer
+    file, packer_buffer = io.BytesIO(), packing.BUFFER
+    packing.BUFFER = buffer
     try:
         packer = Packer(row_tokens, file)
         for document in documents:
             packer.add(np.array(document, np.uint16))
         n_rows = packer.finish()
     finally:
-        corpora.BUFFER = packer_buffer
+        packing.BUFFER = packer_buffer
     rows = np.frombuffer(file.getvalue(), np.uint16).reshape(n_rows, row_tokens)
     assert rows.tolist() == naive_rows(documents, row_tokens, buffer)
 
@@ -83,7 +88,7 @@ def test_a_row_starts_with_bos_and_holds_only_known_tokens(corpus: Data) -> None
 
 def test_a_document_longer_than_a_row_is_cut_not_cropped(corpus: Data) -> None:
     encoding, text = corpus.tokenizer(), make_text(5, 500)
-    parts = [tokens for _, tokens in corpora._tokenize(encoding, iter([("val", text, 0.0)]), 64, lambda done: None)]
+    parts = [tokens for _, tokens in packing.tokenize(encoding, iter([("val", text)]), 64)]
     assert all(part[0] == corpus.vocab_size - 1 for part in parts)
     assert {len(part) for part in parts[:-1]} == {65}
     assert encoding.decode([int(token) for part in parts for token in part[1:]]) == text
@@ -100,8 +105,7 @@ def test_rows_are_in_random_order_so_that_the_first_ones_are_a_fair_sample(tmp_p
     with open(tmp_path / "rows", "w+b") as file:
         file.write(source)
         file.flush()
-        corpora._shuffle(file, tmp_path / "bin", 3)
-    shuffled = np.fromfile(tmp_path / "bin", np.uint16).reshape(-1, 3)
+        shuffled = np.concatenate([np.asarray(rows) for rows in packing.shuffled(file, 3)])
     assert sorted(shuffled.tolist()) == source.tolist()
     assert abs(shuffled[:900, 0].mean() - 4500) < 300  # its standard error is 87
 
@@ -131,7 +135,7 @@ def test_numbers_are_split_into_at_most_two_digits(builtin: Data) -> None:
 
 
 def test_the_name_of_bos_in_a_text_is_plain_text(corpus: Data) -> None:
-    [(_, tokens)] = corpora._tokenize(corpus.tokenizer(), iter([("val", "<|bos|> a", 0.0)]), None, lambda done: None)
+    [(_, tokens)] = packing.tokenize(corpus.tokenizer(), iter([("val", "<|bos|> a")]), None)
     assert (tokens == corpus.vocab_size - 1).sum() == 1
 
 
@@ -144,10 +148,11 @@ def test_a_run_of_three_million_blanks_is_text_like_any_other(cache: Path, tmp_p
 # Splits, hashes, files ------------------------------------------------------------------------------------------------
 
 
-def texts_by_split(name: str, files: dict[str, Path]) -> dict[str, Counter]:
+def by_split(source: str, files: dict[str, Path]) -> dict[str, Counter]:
+    """The texts of each split, without their white space."""
     found = {split: Counter() for split in ("train", "val", "test")}
-    for split, text, _ in corpora._documents(name, files):
-        found[split][text] += 1
+    for split, text in texts.documents(source, files):
+        found[split]["".join(text.split())] += 1
     return found
 
 
@@ -155,28 +160,81 @@ def disjoint(found: dict[str, Counter]) -> bool:
     return len(set().union(*found.values())) == sum(map(len, found.values()))
 
 
-def test_no_document_is_in_two_splits(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": make_text(i % 500, 20)}) for i in range(2000)]  # each four times, far apart
+def test_no_document_is_in_two_splits_and_none_comes_twice(tmp_path: Path) -> None:
+    documents = [make_text(i % 500, 20) for i in range(2000)]  # each four times, far apart, the last time indented
+    lines = [json.dumps({"text": text if i < 1500 else f"  {text}\n"}) for i, text in enumerate(documents)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:1000]))
     (tmp_path / "b.jsonl").write_text("\n".join(lines[1000:]))
-    found = texts_by_split("x", corpora._path_files(str(tmp_path)))
+    found = by_split("x", texts.own_files(str(tmp_path))[0])
     assert disjoint(found) and min(map(len, found.values())) > 0
-    assert {split: sum(counts.values()) for split, counts in found.items()}["train"] > 1700
+    assert {split: sum(counts.values()) for split, counts in found.items()}["train"] > 425
+    assert sum(sum(counts.values()) for counts in found.values()) == 500
 
 
 def test_builtin_repeats_no_file_and_leaves_out_what_differs_between_builds() -> None:
-    files = corpora._builtin_files()
+    files = texts.builtin_files()
     assert "torch/version.py" not in files and "torch/nn/modules/linear.py" in files
-    assert list(files) == sorted(files)
-    found = texts_by_split("builtin", files)
+    found = by_split("builtin", files)
     assert disjoint(found) and all(set(counts.values()) == {1} for counts in found.values())
+
+
+def test_builtin_holds_out_whole_test_suites_and_what_is_read_elsewhere_is_not_held_out() -> None:
+    files = texts.builtin_files()
+    suites = [path for path in corpora.held_out() if path != corpora.cache_folder()]
+    below = {file for file, path in files.items() if any(path.is_relative_to(suite) for suite in suites)}
+    assert below == {file for file in files if texts.is_held_out(file)}
+    assert {file.split("/")[0] for file in below} == {"sympy", "networkx"}
+    read = [path.read_text("utf-8", "replace") for file, path in files.items() if file not in below]
+    readable = {"".join(text.split()) for text in read}
+    found = by_split("builtin", files)
+    assert found["val"] and found["test"]
+    assert not readable & (found["val"].keys() | found["test"].keys())
+    assert abs(sum(found["val"].values()) - sum(found["test"].values())) < 100
+
+
+LIKE_A_TRIAL = """
+import json, sys
+import torch, sympy, networkx, torch._inductor.compile_fx, torch.nn.attention.flex_attention, torch.utils.data
+double = torch.compile(lambda x, n: x * n + x.shape[0], dynamic=True, backend="aot_eager")
+double(torch.ones(3), 2), double(torch.ones(5), 3)
+sympy.simplify(sympy.Symbol("x") ** 2), networkx.path_graph(3)
+print(json.dumps([m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)]))
+"""
+
+
+def test_a_trial_that_compiles_imports_nothing_of_what_is_held_out() -> None:
+    ran = subprocess.run([PYTHON, "-c", LIKE_A_TRIAL], capture_output=True, text=True, timeout=120)
+    imported = [Path(file) for file in json.loads(ran.stdout.splitlines()[-1])]
+    assert any(path.match("sympy/core/*.py") for path in imported), ran.stderr
+    assert not [path for path in imported for folder in corpora.held_out() if path.is_relative_to(folder)]
+
+
+def test_what_no_trial_may_read_is_named(corpus_path: Path, cache: Path) -> None:
+    named = corpora.held_out(str(corpus_path))
+    assert cache in named and corpus_path in named
+    assert all(path.is_absolute() for path in named)
+    assert any(path.match("sympy/core/tests") for path in named)
 
 
 def test_builtin_has_the_sizes_that_design_gives_it(builtin: Data) -> None:
     assert (builtin.name, builtin.vocab_size, builtin.max_seq_len) == ("builtin", 2048, 256)
-    assert builtin.rows["train"] * 256 > 15_000_000
+    assert builtin.train_tokens > 15_000_000
     assert builtin.eval_rows == {"val": 1024, "test": 1024}
-    assert min(builtin.rows["val"], builtin.rows["test"]) >= 1024
+    assert min(builtin.rows["val"], builtin.rows["test"]) > 5000
+
+
+def test_the_tokenizer_has_seen_no_held_out_text(corpus: Data, corpus_path: Path) -> None:
+    files = texts.own_files(str(corpus_path))[0]
+    training = [(split, text) for split, text in texts.documents(str(corpus_path), files) if split == "train"]
+    content = packing.train_tokenizer(iter(training), texts.text_bytes(files.values()), 512)
+    assert content == (corpus.folder / "tokenizer.json").read_bytes()
+
+
+def test_two_machines_make_the_same_bytes(corpus: Data, corpus_path: Path, tmp_path: Path) -> None:
+    for number, (locale, hash_seed) in enumerate((("C", "1"), ("C.UTF-8", "2"))):
+        ran = run_prepare(tmp_path / str(number), "--data", str(corpus_path), LC_ALL=locale, PYTHONHASHSEED=hash_seed,
+                          PYTHONUTF8="0")
+        assert f"data {corpus.hash[:8]}" in ran.stdout, ran.stderr
 
 
 def test_the_same_text_has_the_same_hash_in_another_cache_and_another_folder(
@@ -202,11 +260,11 @@ def test_jsonl_and_parquet_of_the_same_documents_are_the_same_data(cache: Path, 
 def test_one_long_text_file_is_many_documents(cache: Path, tmp_path: Path) -> None:
     text = "\n\n".join(make_text(i, 60) for i in range(3000))
     (tmp_path / "book.txt").write_text(text)
-    assert "".join(corpora._texts(tmp_path / "book.txt")) == text
+    assert "".join(texts.texts(tmp_path / "book.txt")) == text
     assert min(open_data(str(tmp_path / "book.txt")).rows.values()) > 50
 
 
-def test_an_edited_corpus_is_prepared_anew_and_the_old_one_is_found_again(cache: Path, tmp_path: Path) -> None:
+def test_an_edited_corpus_has_another_hash_and_the_old_text_the_old_one(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(make_text(1, 60_000))
     first, stat = open_data(str(path)), path.stat()
@@ -215,7 +273,9 @@ def test_an_edited_corpus_is_prepared_anew_and_the_old_one_is_found_again(cache:
     assert open_data(str(path)).hash != first.hash
     path.write_text(make_text(1, 60_000))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-    assert open_data(str(path)) == first
+    again = open_data(str(path))
+    assert (again.hash, again.rows) == (first.hash, first.rows)
+    assert open_data(str(path)) == again
 
 
 def test_a_larger_corpus_gets_a_larger_vocabulary_and_longer_rows(cache: Path, tmp_path: Path,
@@ -227,14 +287,14 @@ def test_a_larger_corpus_gets_a_larger_vocabulary_and_longer_rows(cache: Path, t
 
 
 def test_everything_on_disk_is_plain_text_or_tokens(corpus: Data) -> None:
-    names = {path.name for path in corpus.folder.iterdir()} - {"checked.json"}  # written when it is next opened
-    assert names == {"manifest.json", "tokenizer.json", "train.bin", "val.bin", "test.bin", "lock"}
+    names = {path.name for path in corpus.folder.iterdir()}
+    assert names == {"manifest.json", "checked.json", "tokenizer.json", "train.bin", "val.bin", "test.bin", "lock"}
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
-    assert json.loads((corpus.folder / "tokenizer.json").read_text())["pattern"] == corpora.PATTERN
+    assert json.loads((corpus.folder / "tokenizer.json").read_text())["pattern"] == packing.PATTERN
     for file, digest in manifest["files"].items():
-        assert corpora._sha256(corpus.folder / file) == digest
+        assert hashlib.sha256((corpus.folder / file).read_bytes()).hexdigest() == digest
     assert len(manifest["sources"]) == 200
-    assert "pickle" not in (ROOT / "prepare.py").read_text().replace("never a pickle", "")
+    assert "pickle" not in (ROOT / "lab" / "packing.py").read_text().replace("never a pickle", "")
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
@@ -254,15 +314,15 @@ print(open_data(sys.argv[2]).hash)
 
 def test_a_kill_before_any_of_the_writes_is_made_good_by_the_same_command(corpus: Data, corpus_path: Path,
                                                                           tmp_path: Path) -> None:
-    """Each start dies one write later than the last, on what that one left: tokenizer, three splits, manifest, seen."""
+    """Each start dies one write later, on what the last one left: tokenizer, three splits, checked, manifest."""
     for writes in range(20):
         ran = subprocess.run([PYTHON, "-c", DIE_AT_REPLACE, str(writes), str(corpus_path)], cwd=ROOT, text=True,
                              env=os.environ | {"AUTORESEARCH_CACHE": str(tmp_path)}, capture_output=True, timeout=60)
         if ran.returncode != 9:
             break
         assert ran.stdout == ""
-    assert (ran.stdout.strip(), writes) == (corpus.hash, 5), ran.stderr
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert (ran.stdout.strip(), writes) == (corpus.hash, 6), ran.stderr
+    assert not list(tmp_path.rglob(".*.new"))
 
 
 @pytest.mark.parametrize("file", ["train.bin", "val.bin", "tokenizer.json", "manifest.json"])
@@ -311,7 +371,8 @@ class Shards(http.server.ThreadingHTTPServer):
         self.cut: dict[int, int] = {}
         self.status: dict[int, int] = {}
         self.body: bytes | None = None
-        self.shards = {name: shard(i) for i, name in enumerate(corpora.SHARDS)}
+        numbers = (6542, 6541, *range(corpora.SHARDS + 1))
+        self.shards = {f"shard_{number:05}.parquet": shard(i) for i, number in enumerate(numbers)}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -360,26 +421,28 @@ def server(all_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     all_shards.asked, all_shards.cut, all_shards.status, all_shards.body = [], {}, {}, None
     monkeypatch.setenv("AUTORESEARCH_ENDPOINT", all_shards.url)
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpora, "RETRY_WAITS_S", (0.01,) * 6)
+    monkeypatch.setattr(texts, "RETRY_WAITS_S", (0.01,) * 6)
     return all_shards
 
 
 def test_climbmix_comes_validation_first_and_only_once(server: Shards) -> None:
     data = open_data("climbmix")
-    assert [name for name, _ in server.asked] == list(server.shards)
+    assert [name for name, _ in server.asked] == list(server.shards)[:14]
     assert [name for name, _ in server.asked[:2]] == ["shard_06542.parquet", "shard_06541.parquet"]
     assert (data.vocab_size, data.max_seq_len) == (8192, 2048)
     assert min(data.rows.values()) >= corpora.MIN_ROWS
     manifest = json.loads((data.folder / "manifest.json").read_text())
-    assert [size for size, _ in manifest["sources"].values()] == [len(body) for body in server.shards.values()]
+    bodies = list(server.shards.values())[:14]
+    assert [size for size, _ in manifest["sources"].values()] == [len(body) for body in bodies]
+    assert manifest["train_tokens"] == data.train_tokens == data.rows["train"] * 2048
     assert open_data("climbmix") == data
     assert len(server.asked) == 14
 
 
 def test_climbmix_splits_are_its_shards(server: Shards) -> None:
     data = open_data("climbmix")
-    texts = pyarrow.parquet.read_table(io.BytesIO(server.shards["shard_06542.parquet"]))["text"].to_pylist()
-    whole = "\0".join(texts)
+    held_out = pyarrow.parquet.read_table(io.BytesIO(server.shards["shard_06542.parquet"]))["text"].to_pylist()
+    whole = "\0".join(held_out)
     bos, encoding = data.vocab_size - 1, data.tokenizer()
     for row in data.split("val"):
         for document in np.split(row, np.flatnonzero(row == bos))[1:]:
@@ -387,7 +450,7 @@ def test_climbmix_splits_are_its_shards(server: Shards) -> None:
 
 
 def test_a_half_downloaded_shard_goes_on_where_it_ended(server: Shards, tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / f"climbmix-{corpora.RULE}"
+    folder = tmp_path / "cache" / "climbmix"
     folder.mkdir(parents=True)
     whole = server.shards["shard_06542.parquet"]
     (folder / "shard_06542.parquet.part").write_bytes(whole[:5000])
@@ -401,15 +464,36 @@ def test_answers_that_break_off_are_continued(server: Shards) -> None:
     server.cut, server.status = {0: 70_000, 1: 66_000, 4: 100}, {2: 503, 5: 429}
     data = open_data("climbmix")
     assert [wanted for _, wanted in server.asked[:4]] == ["bytes=0-", "bytes=65536-", "bytes=131072-", "bytes=131072-"]
-    for name, body in server.shards.items():
-        assert (data.folder / name).read_bytes() == body
+    assert data.shards == corpora.SHARDS
+    for name, body in list(server.shards.items())[:14]:
+        assert (corpora.cache_folder() / "climbmix" / name).read_bytes() == body
+
+
+def test_more_shards_change_the_training_rows_alone(server: Shards) -> None:
+    few, more = open_data("climbmix", shards=2), open_data("climbmix", shards=13)
+    assert (few.shards, more.shards) == (2, 13) and few.hash != more.hash
+    assert more.train_tokens > 5 * few.train_tokens
+    for file in ("tokenizer.json", "val.bin", "test.bin"):
+        assert (few.folder / file).read_bytes() == (more.folder / file).read_bytes()
+    asked = len(server.asked)
+    assert asked == 15  # no shard twice
+    assert open_data("climbmix", shards=2) == few
+    assert corpora.remembered(more.hash[:8]) == ("climbmix", 13)
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("n", [0, -1, 6542])
+def test_a_number_of_shards_that_does_not_exist_is_one_line(n: int) -> None:
+    with pytest.raises(SetupError, match=f"{n} shards of climbmix; choose from 1 to 6541"):
+        open_data("climbmix", shards=n)
 
 
 def test_a_part_longer_than_the_file_is_fetched_anew(server: Shards, tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / f"climbmix-{corpora.RULE}"
+    folder = tmp_path / "cache" / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_06542.parquet.part").write_bytes(b"x" * 10**6)
-    assert (open_data("climbmix").folder / "shard_06542.parquet").read_bytes() == server.shards["shard_06542.parquet"]
+    open_data("climbmix")
+    assert (folder / "shard_06542.parquet").read_bytes() == server.shards["shard_06542.parquet"]
 
 
 @pytest.mark.parametrize("fault", ["404", "a page", "always cut"])
@@ -469,18 +553,19 @@ def test_bad_input_is_one_line_that_says_what_and_what_to_do(case: str, cache: P
 def test_bad_input_at_the_command_line_exits_2_without_a_traceback(tmp_path: Path) -> None:
     ran = run_prepare(tmp_path, "--data", "nowhere")
     assert ran.returncode == 2
-    assert ran.stderr == "prepare.py: no corpus 'nowhere'; use builtin, climbmix, or a file or folder that exists\n"
+    said = f"prepare.py: no corpus {str(ROOT / 'nowhere')!r}; use builtin, climbmix, or a file or folder that exists\n"
+    assert ran.stderr == said
 
 
 def test_a_full_disk_is_one_line(corpus: Data, corpus_path: Path, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / corpus.folder.name
     folder.mkdir()
-    (folder / "val.bin.tmp").symlink_to("/dev/full")  # a device that is always full
+    (folder / ".val.bin.new").symlink_to("/dev/full")  # a device that is always full
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path))
     with pytest.raises(SetupError, match="no disk space left"):
         open_data(str(corpus_path))
-    (folder / "val.bin.tmp").unlink()
+    (folder / ".val.bin.new").unlink()
     assert open_data(str(corpus_path)).hash == corpus.hash
 
 
@@ -519,3 +604,47 @@ def test_the_default_without_a_gpu_is_builtin_and_importing_loads_no_torch() -> 
     ran = subprocess.run([PYTHON, "-c", code], cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
                          capture_output=True, timeout=60)
     assert ran.stdout == "builtin False\n", ran.stderr
+
+
+# What a reader is told ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_says_what_was_read_and_what_was_not(cache: Path, tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(make_text(i, 3000))
+    for name in ("a.md", "b.md", "c.gz"):
+        (tmp_path / name).write_text("not read")
+    data = open_data(str(tmp_path))
+    assert data.read == "12 files read, 3 skipped (.md 2, .gz 1)"
+    assert data.read in data.summary()
+    (tmp_path / "c.gz").unlink()
+    assert open_data(str(tmp_path)).read == "12 files read, 2 skipped (.md 2)"
+
+
+def test_a_small_val_split_says_what_its_numbers_are_worth(corpus: Data, builtin: Data) -> None:
+    small = replace(corpus, rows=corpus.rows | {"val": 50})
+    assert "val has 50 rows" in small.caveat() and "\n" not in small.caveat()
+    assert replace(corpus, rows=corpus.rows | {"val": 200}).caveat() == builtin.caveat() == ""
+
+
+def test_passes_count_how_often_a_token_is_seen(corpus: Data) -> None:
+    assert corpora.passes(corpus, 2.5 * corpus.rows["train"] * corpus.max_seq_len) == 2.5
+
+
+def test_a_corpus_is_found_again_by_its_hash_and_from_any_folder(corpus: Data, corpus_path: Path, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(corpus_path.parent)
+    source = corpora.absolute(corpus_path.name)
+    monkeypatch.chdir(tmp_path)
+    assert open_data(source) == corpus
+    assert corpora.absolute("builtin") == "builtin"
+    found, shards = corpora.remembered(corpus.hash[:8])
+    assert open_data(found).hash == corpus.hash and shards == 0
+    assert corpora.remembered("0" * 8) is None
+
+
+def test_a_silent_phase_still_shows_that_it_goes_on() -> None:
+    code = ("import time; from lab import corpus; corpus.SILENCE_S = 0.2\n"
+            "with corpus.progress_bar() as report: report('checking', 0, 0); time.sleep(1.5)")
+    ran = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.startswith("checking\nchecking, "), ran.stderr

@@ -20,16 +20,17 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from lab import ledger
 from lab.display import SHOWN, Display, pack, standing
-from lab.ledger import Row, experiments
+from lab.ledger import Row, Status
 from lab.referee import Channel
 
 HOSTILE = "[red]bold[/red] [link=file:///]x[/link] \x1b[31m\x1b]0;title\x07 \r\nsecond\tline \u202e 漢字 😀 [/nope]"
 
 
 def row(number: int, val_bpb: float | None, status: str, description: str = "", **more) -> Row:
-    return Row(f"{number:07x}", val_bpb, 44.0, status, description or f"idea {number}", number, source="some-model",
-               total_seconds=310.4, usd=0.25, **more)
+    return Row(f"{number:07x}", val_bpb, 44.0, Status(status), description or f"idea {number}", number,
+               source="some-model", total_seconds=310.4, tokens_m=12.34, usd=0.25, **more)
 
 
 ROWS = [row(0, 1.0, "keep"), row(1, 0.99, "keep"), row(2, None, "crash", note="CUDA out of memory"),
@@ -38,14 +39,14 @@ ROWS = [row(0, 1.0, "keep"), row(1, 0.99, "keep"), row(2, None, "crash", note="C
 
 def running(rows=ROWS, description: str = "idea 9") -> Display:
     display = Display("autoresearch/nov23", plain=False)
-    display.start(experiments(rows))
-    display.limits("stops after 8 hours, about 06:12")
-    display.researcher("some-model drafts the next proposal")
-    display.experiment_started(9, description, "some-model", 300)
-    display.event("start", 1234)
-    display.event("clock", 300.0)
-    display.event("line", "step 120 | 34% | loss 3.2101 | 41000 tok/s")
-    display.event("memory", 43.96)
+    display.show_session(rows)
+    display.show_limits("stops after 8 hours, about 06:12")
+    display.show_researcher("some-model drafts the next proposal")
+    display.trial_started(0, 9, description, "some-model", 300)
+    display.trial_event(0, "start", 1234)
+    display.trial_event(0, "clock", 300.0)
+    display.trial_event(0, "line", "step 120 | 34% | loss 3.2101 | 41000 tok/s")
+    display.trial_event(0, "memory", 43.96)
     return display
 
 
@@ -72,7 +73,7 @@ def test_shows_what_runs_and_what_stands():
     text = screen(running(), 200)
     for fact in ("autoresearch/nov23", "incumbent #1 0.992000", "-0.008000 since the baseline", "noise 0.002828",
                  "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s, 44.0 GB", "$1.25 spent",
-                 "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "310"):
+                 "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "12.3", "310"):
         assert fact in text, fact
 
 
@@ -86,24 +87,24 @@ def test_loss_is_shown_beside_the_incumbents_at_the_same_second(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     display = Display("t", plain=False)
-    display.start([])
+    display.show_session([])
 
     def trial(number: int, losses: dict[int, float]) -> None:
-        display.experiment_started(number, "x", "y", 300)
-        display.event("clock", 300)
+        display.trial_started(0, number, "x", "y", 300)
+        display.trial_event(0, "clock", 300)
         begun = now[0]
         for second, loss in losses.items():
             now[0] = begun + second
-            display.event("line", f"step 1 | loss {loss:.4f}")
+            display.trial_event(0, "line", f"step 1 | loss {loss:.4f}")
 
     trial(0, {10: 5.0, 20: 4.0, 30: 3.0})
-    display.experiment_ended(ROWS[0], experiments(ROWS[:1]))
+    display.row_written(ROWS[0], ROWS[:1])
     trial(1, {22: 3.5})
-    assert display.rival() == " (incumbent then 4.0000)"
+    assert "loss 3.5000 (incumbent then 4.0000)" in display.facts(display.running[0])
     assert "loss 3.5000 (incumbent then 4.0000)" in screen(display, 120)
-    display.experiment_ended(row(1, 1.1, "discard"), experiments([ROWS[0], row(1, 1.1, "discard")]))
+    display.row_written(row(1, 1.1, "discard"), [ROWS[0], row(1, 1.1, "discard")])
     trial(2, {35: 3.3})
-    assert display.rival() == " (incumbent then 3.0000)" and set(display.curves) == {0, 2}
+    assert "loss 3.3000 (incumbent then 3.0000)" in display.facts(display.running[0])
 
 
 def test_the_incumbents_losses_come_back_after_a_restart(monkeypatch):
@@ -111,11 +112,12 @@ def test_the_incumbents_losses_come_back_after_a_restart(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     log = f"compiled\nstep 5 | 10% | loss 5.1 | 80 tok/s\n{HOSTILE}\nstep 9 | 30% | loss 4.2 | 80 tok/s\nloss 9 100%"
     display = Display("t", plain=False)
-    display.start(experiments([row(0, 1.0, "keep", budget=300)]), log)
-    display.experiment_started(1, "x", "y", 300)
-    display.event("clock", 300)
+    display.show_session([row(0, 1.0, "keep", budget=300)], log)
+    display.trial_started(0, 1, "x", "y", 300)
+    display.trial_event(0, "clock", 300)
     now[0] += 95
-    assert display.rival() == " (incumbent then 4.2000)"
+    display.trial_event(0, "line", "loss 4.1")
+    assert "loss 4.1 (incumbent then 4.2000)" in display.facts(display.running[0])
 
 
 def test_a_low_window_keeps_what_runs():
@@ -133,21 +135,21 @@ def test_rates_count_trials_and_budgets(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     display = Display("t", plain=True)
-    display.start([])
-    display.experiment_started(0, "x", "y", 300)
-    display.event("clock", 300)
+    display.show_session([])
+    display.trial_started(0, 0, "x", "y", 300)
+    display.trial_event(0, "clock", 300)
     now[0] = 300.0
-    display.event("score", 299.9)
+    display.trial_event(0, "score", 299.9)
     now[0] = 360.0
-    display.experiment_ended(ROWS[0], experiments(ROWS[:1]))
+    display.row_written(ROWS[0], ROWS[:1])
     assert display.pace()[:3] == ["10.0 trials an hour", "83 % of the time training", "$0.25 spent"]
 
 
 def test_hostile_text_is_inert():
-    display = running([row(0, 1.0, "keep", HOSTILE), row(1, None, HOSTILE, HOSTILE)], HOSTILE)
-    display.researcher(HOSTILE)
-    display.limits(HOSTILE)
-    display.event("line", HOSTILE + " loss 9e999 loss 99999999999999999999999 tok/s \x1b[2J")
+    display = running([row(0, 1.0, "keep", HOSTILE), row(1, None, "crash", HOSTILE)], HOSTILE)
+    display.show_researcher(HOSTILE)
+    display.show_limits(HOSTILE)
+    display.trial_event(0, "line", HOSTILE + " loss 9e999 loss 99999999999999999999999 tok/s \x1b[2J")
     text = screen(display, 200, terminal=True)
     assert "[red]bold[/red]" in text and "[/nope]" in text
     without_styles = re.sub(r"\x1b\[[0-9;]*m", "", text)
@@ -159,23 +161,23 @@ def test_hostile_text_is_inert():
 @given(st.text(max_size=80), st.integers(10, 220))
 def test_any_text_at_any_width(text, width):
     display = running([row(0, 1.0, "keep", text)], text)
-    display.event("line", text)
+    display.trial_event(0, "line", text)
     assert all(cell_len(line) <= width for line in screen(display, width).splitlines())
 
 
 def test_plain_lines_one_a_change_of_state(capsys):
     with Display("t", plain=True) as display:
-        display.start([])
+        display.show_session([])
         display.say("no CUDA GPU: the small CPU profile")
         for number in range(4):
-            display.experiment_started(number, HOSTILE, "tuner", 300)
+            display.trial_started(0, number, HOSTILE, "tuner", 300)
             for kind, value in (("start", 1), ("clock", 300), ("line", "loss 3.2"), ("tick", None), ("score", 300)):
-                display.event(kind, value)
-            display.experiment_ended(ROWS[number], experiments(ROWS[: number + 1]))
+                display.trial_event(0, kind, value)
+            display.row_written(ROWS[number], ROWS[: number + 1])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and not any("\x1b" in line or "\r" in line for line in lines)
-    assert lines[2] == "#0 keep 1.000000 in 310 s; incumbent #0 1.000000, noise not measured yet"
-    assert lines[6].startswith("#2 crash in 310 s; incumbent #1 0.990000, -0.010000 since the baseline")
+    assert lines[2] == "#0 keep 1.000000 in 310 s, 12.3 M tokens; incumbent #0 1.000000, noise not measured yet"
+    assert lines[6].startswith("#2 crash in 310 s, 12.3 M tokens; incumbent #1 0.990000, -0.010000 since the baseline")
     assert lines[6].endswith("CUDA out of memory")
 
 
@@ -193,16 +195,16 @@ def test_live_starts_and_stops_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "xterm-256color")
     with Display("autoresearch") as display:
-        display.start(experiments(ROWS))
+        display.show_session(ROWS)
         display.say("[bold]a line that stays[/bold]")
-        display.experiment_started(5, "idea 5", "tuner", 300)
+        display.trial_started(0, 5, "idea 5", "tuner", 300)
     assert "[bold]a line that stays[/bold]" in out.getvalue() and "idea 5" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
 def test_standing_and_pack():
     assert standing([]) == "no incumbent yet"
-    assert standing(experiments([ROWS[2]])) == "no incumbent yet"
+    assert standing(ledger.experiments([ROWS[2]])) == "no incumbent yet"
     assert pack(["a" * 8, "", "b" * 8, "c" * 30], 20) == ["aaaaaaaa, bbbbbbbb", "c" * 30]
 
 
@@ -212,10 +214,34 @@ from lab.display import Display
 
 with Display("t") as display:
     display.say("a line that stays")
-    display.experiment_started(0, "x " * 200, "tuner", 300)
-    display.event("clock", 300)
+    display.trial_started(0, 0, "x " * 200, "tuner", 300)
+    display.trial_event(0, "clock", 300)
     sys.stdin.readline()
 """
+
+
+class Window:
+    """A terminal that wraps again what it shows when it is made narrower, as most do. Knows what a frame needs."""
+
+    def __init__(self, width: int):
+        self.width, self.lines, self.row = width, [""], 0
+
+    def resize(self, width: int) -> None:
+        self.lines = [line[i : i + width] for line in self.lines for i in range(0, max(1, len(line)), width)]
+        self.width, self.row = width, len(self.lines) - 1
+
+    def feed(self, text: str) -> None:
+        """Nothing that is fed overwrites a line: frames erase first."""
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\n|[^\x1b\n\r]+", text):
+            if part == "\x1b[1A":
+                self.row = max(0, self.row - 1)
+            elif part == "\x1b[2K":
+                self.lines[self.row] = ""
+            elif part == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row == len(self.lines))
+            elif not part.startswith("\x1b"):
+                self.lines[self.row] += part
 
 
 def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
@@ -249,6 +275,15 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
         os.close(master)
     assert first.count("a line that stays") == 1 and "\x1b[2J" not in first + second + last  # nothing is wiped
     assert process.returncode == 0
+    window = Window(100)
+    window.feed(first)
+    assert sum(line.startswith("training") for line in window.lines) == 1
+    window.resize(40)
+    assert sum(line.startswith("━") for line in window.lines) == 3  # 100 columns of bar on lines of 40
+    window.feed(second)
+    assert sum(line.startswith("━") for line in window.lines) == 1
+    assert [line for line in window.lines if "nothing is measured" in line or "a line" in line] == [
+        "a line that stays", "t, nothing is measured yet"]
 
 
 def test_the_referee_tells_the_memory_of_a_running_trial(capsys):
@@ -266,3 +301,93 @@ def test_the_referee_tells_the_memory_of_a_running_trial(capsys):
             os.close(fd)
     told = json.loads(capsys.readouterr().out)
     assert told["event"] == "memory" and 0.06 < told["value"] < 10
+
+
+def test_every_phase_has_a_clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    display = Display("t", plain=False)
+    display.trial_started(0, 1, "x", "y", 60)
+    for event, words in (("tick", "starting 3 s"), ("clock", "training 3 of 60 s"), ("score", "scoring 3 s"),
+                         ("witness", "witness 3 s")):
+        display.trial_event(0, event, 60)
+        now[0] += 3
+        assert words in screen(display, 80)
+
+
+def test_several_slots_have_a_block_each_and_fold_to_a_count():
+    display = Display("t", plain=False)
+    for slot in range(8):
+        display.trial_started(slot, slot + 1, f"idea {slot + 1}", "y", 60)
+        display.trial_event(slot, "clock", 60)
+    assert all(f"#{n} idea {n} (y)" in screen(display, 80) for n in range(1, 9))
+    for height in (8, 12, 20):
+        out = io.StringIO()
+        Console(file=out, width=80, height=height).print(display.render(80, height))
+        lines = out.getvalue().splitlines()
+        shown = sum("idea" in line for line in lines)
+        assert len(lines) < height and f"and {8 - shown} more trials" in out.getvalue()
+    display.row_written(row(3, 0.9, "keep"), [row(3, 0.9, "keep")])
+    assert sorted(trial.number for trial in display.running.values()) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_busy_trial_is_marked_and_is_no_incumbent(capsys):
+    busy = row(1, None, "busy", note="it did not have its machine")
+    display = Display("t", plain=True)
+    display.trial_started(0, 1, "idea 1", "y", 60)
+    display.row_written(busy, [ROWS[0], busy])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("#1 busy in") and said.endswith("it did not have its machine") and "incumbent #0" in said
+    display.row_written(row(1, 1.1, "discard"), [ROWS[0], busy, row(1, 1.1, "discard")])
+    assert "discard busy x1" in screen(display, 120)
+
+
+WORDS = """\
+import sys
+from lab import terminal
+from lab.display import Display
+terminal.survive()
+with Display("t", **eval(sys.argv[1])) as display:
+    for number in range(3):
+        display.say("a word \u2501 \u6f22 \u00e9")
+        display.trial_started(0, number, "idea \u6f22", "tuner", 60)
+print("done", file=sys.stderr)
+"""
+
+
+def told(shell: str, options: str = "{}", **environment: str) -> tuple[str, str]:
+    """(stdout, stderr) of a display whose stdout the shell gives: {} is the command."""
+    command = shell.replace("{}", f"{sys.executable} -c \"$WORDS\" \"{options}\"")
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=os.environ | {"WORDS": WORDS} | environment,
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    return done.stdout.decode("latin-1"), done.stderr.decode()
+
+
+@pytest.mark.parametrize("options", ["{}", "{'plain': False}"])
+@pytest.mark.parametrize("shell", ["{} >&-", "{} >/dev/full", "{} | head -1", "{} | true"])
+def test_a_dead_stdout_says_less_and_fails_nothing(shell, options):
+    _, errors = told(shell, options)
+    assert errors == "done\n"
+
+
+def test_other_encodings_and_dumb_terminals_get_what_they_can_show():
+    said, errors = told("{}", PYTHONIOENCODING="iso-8859-1", PYTHONUTF8="0")
+    assert errors == "done\n" and said.splitlines()[0] == "a word \\u2501 \\u6f22 \u00e9"
+    assert told("{}", "{'plain': False}", PYTHONIOENCODING="ascii", PYTHONUTF8="0")[1] == "done\n"
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert not Display("t").plain
+    monkeypatch.setattr(Terminal, "encoding", "iso-8859-1")  # has no character for a bar
+    assert Display("t").plain
+    monkeypatch.setattr(Terminal, "encoding", "utf-8")
+    monkeypatch.setenv("TERM", "dumb")
+    assert Display("t").plain

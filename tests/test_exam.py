@@ -1,15 +1,20 @@
-"""The examination that every score passes: leaks are found, honest models are never accused."""
+"""The exam: leaks are found with the power its docstring promises, and honest models are never accused."""
 
 import random
 import threading
+from functools import cache
 
+import numpy as np
 import pytest
 import torch
-from models import MIXES, STATEFUL, Honest, Leak, T, V, text, trained
+from models import BROKEN, KINDS, MIXES, STATEFUL, Honest, Leak, T, V, kinds_of, text, trained
 
-from lab import referee
+from lab import exam, scoring
+from lab.ledger import Ending
 
-ROWS = text(480)
+ROWS = text(256).numpy()
+N_ROWS, N_PLACES = 1024, 256   # of the simulated exams: the CPU profile's
+BYTES_A_TOKEN = 2.9            # of builtin's held-out text at a vocabulary of 2048
 
 
 @pytest.fixture(autouse=True)
@@ -20,77 +25,180 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def examine(model, seed: int = 0, rows_an_ask: int = 8) -> float:
-    """Mean loss in nats over the rows, scored and examined as the referee does it. Raises Foul."""
-    asks = referee.plan(ROWS.numpy().astype("uint16"), len(ROWS), rows_an_ask, V, random.Random(seed))
-    nats, dtype = [], ""
+def losses(model, inputs: np.ndarray, order: np.ndarray, rows_an_ask: int) -> np.ndarray:
+    """What a process says of all rows, (N, T) nats."""
+    found = np.empty((len(ROWS), T), np.float32)
     with torch.no_grad():
-        for ask in asks:
-            logits = model(torch.from_numpy(ask.inputs.astype("int64")))
-            dtype = str(logits.dtype).removeprefix("torch.")
-            nats.append(referee.token_losses(logits, ROWS[ask.rows, 1:], "cpu"))
-    return referee.examine(asks, nats, referee.TOLERANCE[dtype]).mean().item()
+        for ask in scoring.batches(order, rows_an_ask):
+            logits = model(torch.from_numpy(inputs[ask])).float().flatten(0, 1)
+            goal = torch.from_numpy(ROWS[ask, 1:]).flatten()
+            found[ask] = torch.nn.functional.cross_entropy(logits, goal, reduction="none").view(-1, T).numpy()
+    return found
+
+
+def sit(model, seed: int = 0, rows_an_ask: int = 8, baseline: np.ndarray | None = None) -> tuple[Ending, str]:
+    """The verdict on a model, with both processes played by this one."""
+    dice = np.random.default_rng(seed)
+    trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), rows_an_ask)
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
+    asked = exam.questions(ROWS, cuts, V, dice)
+    witness = losses(model, asked, dice.permutation(len(ROWS)), rows_an_ask)
+    return exam.verdict(trial, witness, cuts, "cpu")
+
+
+# Real models ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_a_leak_is_found_trained_or_not(name):
     torch.manual_seed(0)
     for model in (Leak(MIXES[name]).eval(), trained(Leak(MIXES[name])), trained(Leak(MIXES[name], 0.2))):
-        with pytest.raises(referee.Foul, match="sees the future"):
-            examine(model)
+        assert sit(model)[0] is not Ending.SCORED
 
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_model_that_answers_otherwise_each_time_is_found(name):
     torch.manual_seed(0)
-    with pytest.raises(referee.Foul, match="keeps state|sees the future"):
-        examine(STATEFUL[name]())
+    assert sit(STATEFUL[name]())[0] is not Ending.SCORED
 
 
-@pytest.mark.parametrize("rows_an_ask", [1, 8, 16])
-def test_an_honest_model_is_scored_by_its_own_loss(rows_an_ask):
-    model = trained(Leak(torch.zeros_like))
-    with torch.no_grad():
-        logits = model(ROWS[:, :-1])
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ROWS[:, 1:].flatten()).item()
-    assert examine(model, rows_an_ask=rows_an_ask) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_broken_twin_of_an_honest_kind_is_found(name):
+    assert sit(BROKEN[name]())[0] is not Ending.SCORED
+
+
+def test_honest_models_are_of_every_kind_and_sixty_of_two_hundred_compute_in_bfloat16():
+    assert sum(Honest(seed).in_bfloat16 for seed in range(200)) == 60
+    for name in KINDS:
+        assert sum(name in kinds_of(seed) for seed in range(200)) >= 15
+        assert any(name in kinds_of(seed) and Honest(seed).in_bfloat16 for seed in range(200))
 
 
 @pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 200), marks=pytest.mark.long)])
 def test_no_honest_model_is_accused(seeds):
     for seed in seeds:
-        examine(Honest(seed).eval(), seed, rows_an_ask=random.Random(seed).choice((1, 4, 8, 16)))
+        verdict = sit(Honest(seed).eval(), seed, random.Random(seed).choice((1, 4, 8, 16)))
+        assert verdict == (Ending.SCORED, ""), (seed, verdict)
 
 
 @pytest.mark.long
 def test_no_compiled_model_is_accused():
     for seed in range(200, 212):
-        examine(torch.compile(Honest(seed).eval(), dynamic=False), seed)
+        assert sit(torch.compile(Honest(seed).eval(), dynamic=False), seed)[0] is Ending.SCORED
         torch._dynamo.reset()
 
 
-def test_every_row_is_scored_once_and_what_is_probed_cannot_be_known():
-    rows = ROWS.numpy().astype("uint16")
-    places = set()
+def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
+    model = trained(Leak(torch.zeros_like))
+    trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), 64)
+    for seed in range(200):
+        dice = np.random.default_rng(seed)
+        cuts = exam.draw_cuts(trial, trial + 0.1, np.ones(trial.shape, bool), dice)
+        asked = exam.questions(ROWS, cuts, V, dice)
+        # The model sees one token back, so its answers up to the cut are those to the rows as they are.
+        assert (asked[np.arange(T) < cuts[:, None]] == ROWS[:, :-1][np.arange(T) < cuts[:, None]]).all()
+        assert exam.verdict(trial, trial.copy(), cuts, "cpu") == (Ending.SCORED, "")
+
+
+# The questions --------------------------------------------------------------------------------------------------------
+
+
+def test_each_row_is_its_own_up_to_its_cut_and_foreign_from_there():
     for seed in range(30):
-        asks = referee.plan(rows, 450, 7, V, random.Random(seed))
-        scored = [row for ask in asks if ask.kind == "score" for row in ask.rows]
-        assert sorted(set(scored)) == list(range(450)) and len({ask.inputs.shape for ask in asks}) == 1
-        assert len(asks) <= 1.05 * len(scored) / 7
-        for number, ask in enumerate(asks):
-            for row, cut, shown in zip(ask.rows, ask.cuts, ask.inputs, strict=True):
-                assert (shown[:cut] == rows[row, :cut]).all()
-                assert cut in (0, T) or shown[cut] != rows[row, cut]
-            if ask.kind == "probe":
-                places.add(number)
-                twin = [i for i, a in enumerate(asks) if a.kind == "score" and (a.rows == ask.rows).all()]
-                assert twin[0] > number  # blind first: afterwards it could answer from memory
-    assert len(places) > 20
+        dice = np.random.default_rng(seed)
+        cuts = dice.integers(1, T, len(ROWS))
+        asked = exam.questions(ROWS, cuts, V, dice)
+        before = np.arange(T) < cuts[:, None]
+        assert (asked[before] == ROWS[:, :-1][before]).all()
+        assert (asked[np.arange(len(ROWS)), cuts] != ROWS[np.arange(len(ROWS)), cuts]).all()
 
 
-def test_logits_that_change_while_they_are_scored_earn_nothing():
+def test_half_of_the_cuts_go_where_the_trial_beats_the_baseline_and_half_anywhere():
+    trial, baseline = np.full((1000, 100), 3.0), np.full((1000, 100), 3.0)
+    trial[:, 40] = 0.5  # the token that is hidden from there on stands at 41
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), np.random.default_rng(0))
+    assert 500 <= (cuts == 41).sum() <= 540
+    assert np.bincount(cuts[cuts != 41], minlength=100)[1:].max() < 25
+    counts = np.ones(trial.shape, bool)
+    counts[:, 40] = False  # weighs nothing in the score: nothing to be gained there
+    assert (exam.draw_cuts(trial, baseline, counts, np.random.default_rng(0)) == 41).sum() < 30
+    assert exam.draw_cuts(trial, None, counts, np.random.default_rng(0)).min() >= 1
+
+
+# Power: the table of the docstring, by simulation on losses as the CPU profile has them -------------------------------
+
+
+@cache
+def honest_losses(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(trial, baseline) of two seeds of one model: like gammas whose mean is 3.3 nats, 0.35 apart."""
+    dice = np.random.default_rng(seed)
+    common = dice.gamma(0.9, 3.7, (N_ROWS, N_PLACES))
+    return tuple(np.maximum(common + dice.normal(0, 0.35, common.shape), 0.001) for _ in "ab")
+
+
+def everywhere(worth: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    return np.full(honest.shape, worth)
+
+
+def in_rows(worth: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    leak = np.zeros(honest.shape)
+    chosen = dice.random(len(honest)) < 0.02
+    leak[chosen] = np.minimum(worth / 0.02, honest[chosen])
+    return leak
+
+
+def where_it_pays(share: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    leak = np.zeros(honest.size)
+    top = np.argpartition(honest.ravel(), -round(share * honest.size))[-round(share * honest.size):]
+    leak[top] = honest.ravel()[top]
+    return leak.reshape(honest.shape)
+
+
+@pytest.mark.parametrize(("leak", "size", "found"), [
+    (everywhere, 0.001 * np.log(2) * BYTES_A_TOKEN, 100), (in_rows, 0.001 * np.log(2) * BYTES_A_TOKEN, 95),
+    (where_it_pays, 1 / 1000, 95), (where_it_pays, 1 / 2500, 95), (where_it_pays, 1 / 10_000, 95),
+    (everywhere, 0.0, 0)])
+def test_a_leak_worth_a_thousandth_of_a_bit_is_found(leak, size, found):
+    """Of 100 exams: evenly spread, in 2 % of the rows, whole at rare places; and none of an honest model."""
+    n_found = 0
+    for seed in range(100):
+        dice = np.random.default_rng(1000 + seed)
+        honest, baseline = honest_losses(seed % 5)
+        trial = honest - leak(size, honest, dice)
+        cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
+        witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
+        witness[last] = honest[last]  # before a foreign token it says what it honestly knows
+        n_found += exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
+    assert n_found >= found if found else n_found == 0, n_found
+
+
+def test_a_trial_that_repays_where_it_is_cheap_is_found():
+    """Its own worse places count as little: gains of five nats are not hidden by losses of a tenth."""
+    dice = np.random.default_rng(0)
+    honest, baseline = honest_losses(0)
+    trial = honest - where_it_pays(1 / 1000, honest, dice)
+    trial[honest < 0.5] += 0.2
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
+    witness = trial.copy()
+    last = np.arange(N_ROWS), cuts - 1
+    witness[last] = honest[last]
+    assert exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
+
+
+# Scoring --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_asked_for_once_in_asks_of_one_shape():
+    for n_rows, rows_an_ask in ((450, 7), (8, 3), (64, 64)):
+        asks = scoring.batches(np.random.default_rng(0).permutation(n_rows), rows_an_ask)
+        assert {len(ask) for ask in asks} == {rows_an_ask}
+        assert sorted(set(np.concatenate(asks))) == list(range(n_rows)) and len(asks) == -(-n_rows // rows_an_ask)
+
+
+def test_logits_that_change_while_they_are_scored_earn_nothing(corpus):
     """Raised after their sum was taken, they would say more than certainty: a loss below zero."""
-    logits, ended = torch.zeros(16, 256, 2048), threading.Event()
+    logits, ended = torch.zeros(16, 128, corpus.vocab_size), threading.Event()
+    scorer = scoring.Scorer(corpus, "val", "cpu", 1)
 
     def change():
         while not ended.is_set():
@@ -100,8 +208,7 @@ def test_logits_that_change_while_they_are_scored_earn_nothing():
     changing = threading.Thread(target=change)
     changing.start()
     try:
-        lowest = min(referee.token_losses(logits, torch.zeros(16, 256, dtype=torch.int64), "cpu").min().item()
-                     for _ in range(20))
+        lowest = min(scorer.losses(logits, np.zeros((16, 128), np.int64)).min() for _ in range(20))
     finally:
         ended.set()
         changing.join()

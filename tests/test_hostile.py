@@ -1,13 +1,13 @@
 """Every train.py of tests/hostile/, run for real: no false number, no dead referee, no survivor, no missed deadline.
 
-Each tries one thing, which its first line names, and hands over uniform logits if it comes so far: so the only true
-number is that of a uniform guess, and whoever reached what it wanted says CHEATED.
+The first line of each file says what it must come to; hostile/verdicts.py reads it. A file that reaches what it wanted
+says CHEATED. All files count as would-be keeps, so each that scores meets its witness.
 """
 
 import math
 import os
-import re
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,30 +19,15 @@ from lab import runner, sandbox
 from lab.referee import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {path.stem: path for path in sorted((ROOT / "tests" / "hostile").glob("*.py"))}
-BUDGET_S = 0.4
+sys.path.insert(0, str(ROOT / "tests" / "hostile"))
+
+import verdicts  # noqa: E402
+
+BUDGET_S = verdicts.BUDGET_S
 LIMITS = Limits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
-SLACK_S = 5.0
-# What must end as a crash, and what its row says; the others must get the true number.
-CRASHES = {
-    "answers_in_a_type_of_its_own": "protocol", "asks_and_never_reads": "trained past its budget",
-    "asks_for_everything": "protocol",
-    "eats_memory": "out of memory|signal SIGKILL|MemoryError|asked for no data within 30 s",
-    "forks_without_end": "too many processes", "giant_logits": "too large",
-    "hangs_at_the_start": "asked for no data within 30 s", "hangs_before_finish": "though its stream had ended",
-    "hangs_in_finish": "no logits within 5 s", "hangs_up": "ended before it was scored",
-    "hangs_while_scored": "was not scored in time", "hangs_while_training": "trained past its budget",
-    "hoards_tokens": "trained past its budget", "ignores_signals": "trained past its budget",
-    "infinite_logits": "not finite", "kills_everybody": "ended before it was scored",
-    "leaves_a_daemon_with_the_pipes": "ended before it was scored",
-    "nan_logits": "not finite", "one_giant_logit": "not finite", "patches_prepare": "ended before it was scored",
-    "scores_itself_early": "protocol", "sends_garbage": "protocol", "sends_half_a_request": "asked for no data",
-    "trains_between_two_asks": "keeps state|sees the future", "trains_while_it_is_scored": "no logits within 5 s",
-    "wrong_shape": "ValueError: logits of shape",
-}
-BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "leaves_a_daemon_with_the_pipes",
-         "reads_environments", "sends_garbage")
-LONGEST_S = LIMITS.start_s + 1.02 * BUDGET_S + 1.0 + LIMITS.score_s + BUDGET_S + LIMITS.stop_s + SLACK_S
+SLACK_S = 10.0
+BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers",
+         "pushes_a_little_in_bfloat16", "leaks_in_few_rows", "reads_environments", "sends_garbage")
 
 
 @pytest.fixture(scope="module")
@@ -54,83 +39,62 @@ def port():
 
 
 @pytest.fixture
-def attack(corpus, tmp_path, port, monkeypatch):
+def run(corpus, tmp_path, port, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-hostile-test")
+
+    def run(name: str, folder: str, is_baseline: bool = False):
+        code = verdicts.code(name, data=corpus.folder, repo=ROOT, port=port)
+        began = time.monotonic()
+        trial = runner.run(code, data=corpus, seed=1, budget_s=BUDGET_S, folder=tmp_path / folder, limits=LIMITS,
+                           is_baseline=is_baseline)
+        assert time.monotonic() - began < runner.longest_s(LIMITS, BUDGET_S) - runner.BACKSTOP_S + SLACK_S, name
+        assert len(trial.log) < 200_000, name
+        return trial
+
+    return run
+
+
+@pytest.fixture
+def attack(run, corpus):
+    """What is wrong with a file's trial, "" where nothing is."""
     targets = corpus.split("val")[: corpus.eval_rows["val"], 1:]
     lengths = corpus.token_bytes()[targets]
     uniform = (lengths > 0).sum() * math.log2(corpus.vocab_size) / lengths.sum()
+    pairs = run("counts_pairs", "pairs").val_bpb
+    assert pairs, "the honest model is not scored"
 
-    def attack(name: str) -> None:
-        code = FILES[name].read_text(encoding="utf-8")
-        for sign, value in (("@data@", corpus.folder), ("@repo@", ROOT), ("@port@", port)):
-            code = code.replace(sign, str(value))
-        began = time.monotonic()
-        trial = runner.run(code, data=corpus, seed=1, budget_s=BUDGET_S, folder=tmp_path / name, limits=LIMITS)
-        assert time.monotonic() - began < LONGEST_S + 5, name
-        assert "CHEATED" not in trial.reason + trial.log, (name, trial.log)
-        assert len(trial.log) < 100_000, name
-        if name in CRASHES:
-            assert trial.crashed and re.search(CRASHES[name], trial.reason), (name, trial.reason, trial.log[-500:])
-        else:
-            assert trial.reason == "", (name, trial.reason, trial.log[-500:])
-            assert trial.val_bpb == pytest.approx(uniform, rel=1e-6), name
-        runner.fresh_folder(tmp_path / name, "")  # whatever it left behind can be cleared away
+    def attack(name: str) -> str:
+        complaints = []
+        for number in range(2 if name in verdicts.TWICE | verdicts.BASELINE_FIRST else 1):
+            trial = run(name, name, number == 0 and name in verdicts.BASELINE_FIRST)
+            if complaint := verdicts.complaint(name, trial, uniform, pairs):
+                complaints.append(f"{name}: {complaint}\n{trial.log[-800:]}")
+        return "\n".join(complaints)
 
     return attack
 
 
-def descendants() -> set[int]:
-    return set(sandbox.descendants(os.getpid()))
-
-
 def attack_all(attack, names) -> None:
     """Two at a time; all failures are told together."""
-    failures, before = [], descendants()
-
-    def one(name: str) -> None:
-        try:
-            attack(name)
-        except Exception as error:  # noqa: BLE001
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-
+    before = set(sandbox.descendants(os.getpid()))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, names))
-    assert not failures, "\n\n".join(failures)
-    assert descendants() <= before and not os.path.exists("/dev/shm/from-a-trial")
+        complaints = [complaint for complaint in pool.map(attack, names) if complaint]
+    assert not complaints, "\n\n".join(complaints)
+    assert set(sandbox.descendants(os.getpid())) <= before
 
 
-needs_scopes = pytest.mark.skipif(sandbox.landlock_version() < 6, reason="Landlock here does not confine signals yet")
-
-
-@needs_scopes
 def test_no_attack_succeeds(attack):
     attack_all(attack, BRIEF)
 
 
-@needs_scopes
 @pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_no_attack_of_the_whole_corpus_succeeds(attack):
-    assert len(FILES) >= 50 and FILES.keys() >= CRASHES.keys()
-    attack_all(attack, [name for name in FILES if name != "eats_memory"])
-    attack_all(attack, ["eats_memory"])
-
-
-def test_weights_left_anywhere_do_not_reach_the_next_trial(corpus, tmp_path):
-    leave = """
-import os
-for path in ("weights", "cache/weights", os.path.expanduser("~/weights"), "/dev/shm/weights"):
-    open(path, "w").write("weights")
-print("left")
-"""
-    look = """
-import os
-for folder in (".", "/dev/shm"):
-    for at, _, names in os.walk(folder):
-        if any("weights" in name for name in names):
-            print("found", at, names)
-print("looked")
-"""
-    for code, says in ((leave, "left\n"), (look, "looked\n")):
-        trial = runner.run(code, data=corpus, seed=1, budget_s=BUDGET_S, folder=tmp_path, limits=LIMITS)
-        assert trial.log == says
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("level", ["full", "filter"])
+def test_no_attack_of_the_whole_corpus_succeeds(attack, level, monkeypatch):
+    if level == "filter":
+        monkeypatch.setenv("AUTORESEARCH_SANDBOX", "filter")
+    names = sorted(verdicts.FILES)
+    assert len(names) >= 90
+    attack_all(attack, [name for name in names if name not in verdicts.ALONE])
+    for name in verdicts.ALONE & set(names):
+        attack_all(attack, [name])

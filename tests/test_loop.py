@@ -1,18 +1,29 @@
 """The whole way: python agent.py in a real repository, with real trials of a second."""
 
+import argparse
+import itertools
+import json
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import BETTER, BROKEN, TRAIN, WORSE, edit, environment, git, make_checkout, run_agent, start_agent
 from invariants import check
 from model_server import ModelServer
 
-from agent import judge, next_seed, next_step, tuner_credit
-from lab import ledger
-from lab.ledger import Experiment, Row, Trial
+from agent import Turn, judge, keep_below, next_step
+from lab import edits, ledger
+from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
+from lab.limits import Limits, n_ideas
+from lab.opening import row_warnings
+from lab.session import Again, Candidate, New, Session, Stopped, who_proposed
+from lab.turns import tuner_credit
 
 
 @pytest.fixture
@@ -67,15 +78,16 @@ def test_model_session_keeps_the_better_discards_the_worse_and_logs_the_crash(ch
     assert "LEARNING_RATE = 100.0 " in (checkout / "train.py").read_text()
     assert rows[1].source == "claude-opus-5-5" and rows[1].usd > 0
     everything = done.stdout + git(checkout, "log", "-p", "--all") + (checkout / "results.tsv").read_text()
-    everything += "".join(p.read_text() for p in (checkout / "runs").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    files = [path for path in (checkout / "runs").rglob("*") if path.is_file()]
+    everything += "".join(path.read_text(errors="replace") for path in files)
     assert "sk-secret" not in everything
-    assert "re-applied" in rows[2].note  # drafted against the baseline while "faster" was still running
+    assert "merged" in rows[2].note  # drafted against the baseline while "faster" was still running
     check(checkout)
 
 
 def test_a_crash_is_mended_in_the_background_and_tried_as_an_experiment_of_its_own(checkout, data):
     def answer(request):
-        if "crashed within its first minute" in str(request["messages"][-1]):
+        if "Correct the cause and keep the idea." in str(request["messages"][-1]):
             assert "RuntimeError: out of ideas" in str(request)
             return edit("broken", (BROKEN[1], BROKEN[0] + "\n    torch.manual_seed(SEED)"))
         return edit("slower", WORSE) if "broken" in str(request) else edit("broken", BROKEN)
@@ -91,17 +103,39 @@ def test_a_crash_is_mended_in_the_background_and_tried_as_an_experiment_of_its_o
     check(checkout)
 
 
-def test_an_edit_of_program_md_reaches_the_next_prompt_and_the_row(checkout, data):
-    def and_then_steer(request):
-        (checkout / "program.md").write_text("Look at the optimizer.\n")
+def test_new_directions_throw_the_draft_away_and_stand_in_the_first_row_whose_idea_had_read_them(checkout, data):
+    program = checkout / "program.md"
+    steered = program.read_text().replace("## Directions", "## Directions\n\nLook at the optimizer.")
+
+    def answer(request):
+        if "Look at the optimizer." in str(request):
+            return edit("slower", WORSE) if "slower" not in str(request) else edit("broken", BROKEN)
+        program.write_text(steered)
         return edit("faster", BETTER)
 
-    with ModelServer([and_then_steer, edit("slower", WORSE)]) as server:
+    with ModelServer([answer]) as server:
+        done = run_agent(checkout, "--experiments", "2", "--researcher", "llm", *data, ANTHROPIC_BASE_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(checkout)
+    assert [row.description for row in rows] == ["baseline", "slower", "broken"]
+    assert ["program.md changed" in row.note for row in rows] == [False, True, False]
+    assert "directions in program.md changed" in done.stdout
+    assert git(checkout, "show", "HEAD:program.md") == steered
+    billed = sum(json.loads(line)["usd"] for line in (checkout / "runs").glob("*/calls.jsonl").__next__().open())
+    assert billed == pytest.approx(sum(row.usd for row in rows), abs=1e-4)  # the lost draft's too
+
+
+def test_an_edit_elsewhere_in_program_md_keeps_the_draft_and_is_named_once(checkout, data):
+    def and_then_steer(request):
+        if "Another goal." not in (text := (checkout / "program.md").read_text()):
+            (checkout / "program.md").write_text(text + "Another goal.\n")
+        return edit("faster", BETTER) if "faster" not in str(request) else edit("slower", WORSE)
+
+    with ModelServer([and_then_steer]) as server:
         done = run_agent(checkout, "--experiments", "2", "--tuner-share", "0", *data, ANTHROPIC_BASE_URL=server.url)
     assert done.returncode == 0, done.stderr
-    assert "Look at the optimizer." in str(server.requests[-1])
-    assert any("program.md changed" in row.note for row in rows_of(checkout))
-    assert git(checkout, "show", "HEAD:program.md") == "Look at the optimizer.\n"
+    assert [(r.description, "program.md changed" in r.note) for r in rows_of(checkout)][1:] == [
+        ("faster", False), ("slower", True)]
 
 
 def test_report_and_confirm_are_the_other_two_words(checkout, data):
@@ -180,6 +214,31 @@ def test_every_refused_start_is_one_line_and_changes_nothing(checkout, data, tmp
     assert "train.py" in refused(checkout, *data)
 
 
+def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_the_data(checkout, data):
+    assert "CUDA_VISIBLE_DEVICES" in refused(checkout, *data, AUTORESEARCH_DEVICE="cuda:1")
+    libraries = sysconfig.get_paths()["purelib"]
+    assert "AUTORESEARCH_CACHE" in refused(checkout, *data, AUTORESEARCH_CACHE=f"{libraries}/numpy/autoresearch")
+
+
+def test_a_relative_path_is_the_users_and_a_session_finds_its_corpus_again(checkout, corpus_path):
+    words = ("--experiments", "0", "--researcher", "tuner", "--budget", "0.5")
+    command = [sys.executable, str(checkout / "agent.py"), *words, "--data", corpus_path.name]
+    done = subprocess.run(command, cwd=corpus_path.parent, capture_output=True, text=True, timeout=200,
+                          env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_agent(checkout, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{corpus_path.name}: data {rows_of(checkout)[0].data}" in done.stdout and "200 files read" in done.stdout
+    assert "sandbox: " in done.stdout
+
+
+def test_a_baseline_that_sees_its_data_too_often_gets_a_warning(corpus):
+    often = Row("c", 1.0, status=Status.KEEP, tokens_m=3 * corpus.train_tokens / 1e6)
+    assert "3.0 times" in row_warnings(often, corpus)[0] and "more text" in row_warnings(often, corpus)[0]
+    assert row_warnings(replace(often, tokens_m=1.9 * corpus.train_tokens / 1e6), corpus) == []
+    assert row_warnings(replace(often, experiment=1), corpus) == []
+
+
 def test_a_session_refuses_another_budget_and_names_the_way_out(checkout, data, corpus_path):
     run_agent(checkout, "--experiments", "0", "--researcher", "tuner", *data)
     done = run_agent(checkout, "--researcher", "tuner", "--data", str(corpus_path), "--budget", "2")
@@ -233,68 +292,220 @@ def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path):
     assert all(": " in line for line in lines[start:]) and 0 < float(lines[start].split(": ")[1]) < 20
 
 
+# Limits, with the stand-in's trials -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(cheap_session, tmp_path):
+    """A session at rest whose trials cost a tenth of a second."""
+    return Path(shutil.copytree(cheap_session, tmp_path / "begun", symlinks=True))
+
+
+@pytest.fixture
+def words(corpus_path):
+    return ("--tag", "nov23", "--data", str(corpus_path), "--researcher")
+
+
+def test_hours_end_the_session_by_themselves_and_the_next_start_has_its_own(begun, agents, words):
+    before = len(rows_of(begun))
+    for _ in range(2):
+        code, out = agents.run(begun, *words, "tuner", "--hours", "0.001")
+        assert (code, "stopped: --hours 0.001" in out) == (0, True), out
+    assert len(rows_of(begun)) > before
+    check(begun)
+
+
+def test_dollars_end_the_session_before_they_are_overspent(begun, agents, words):
+    numbers = itertools.count()
+
+    def idea(request):
+        return edit("good", ("def main():", f"IDEA = {next(numbers)}\n\n\ndef main():"))
+
+    with ModelServer([idea]) as server:
+        code, out = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
+        asked = len(server.requests)
+        again, _ = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
+        assert len(server.requests) == asked
+    assert (code, again, "stopped: " in out, "--max-usd" in out) == (0, 0, True, True), out
+    billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
+    assert 0 < billed <= 0.5 and sum(row.usd for row in rows_of(begun)) <= billed + 1e-3
+    check(begun)
+
+
+def night_of(hours=None, word="research", **more):
+    options = {"hours": hours, "word": word, "experiments": None, "max_usd": None, "budget": 300.0}
+    return argparse.Namespace(**options | more)
+
+
+def slow_session(total_s):
+    rows = tuple(Row(f"c{n}", 1.0, status=Status("keep" if n == 0 else "discard"), experiment=n, total_seconds=total_s)
+                 for n in range(3))
+    return Session("t", Path("runs"), 300.0, {}, rows, tuple(ledger.experiments(rows)))
+
+
+def test_hours_keep_time_for_confirm_and_start_nothing_that_would_not_end():
+    now, limits = slow_session(360.0), Limits(night_of(hours=8), slow_session(360.0))
+    assert limits.confirm_s(now) == 6 * 360 and limits.allow_another(now, ())
+    limits.started_at -= 8 * 3600 - 6 * 360 - 700  # 700 s are left: one trial, and none after it
+    limits.check(now, ())
+    assert not limits.allow_another(now, ())
+    limits.started_at -= 400
+    with pytest.raises(Stopped, match="--hours 8"):
+        limits.check(now, ())
+    assert "too soon to confirm" in str(Limits(night_of(hours=0.5), now)) and "after 8 hours, at" in str(limits)
+    assert Limits(night_of(hours=0.5), now).confirm_s(now) == 0
+
+
+def test_experiments_count_what_is_in_flight_but_no_repeat():
+    now = slow_session(1.0)
+    limits = Limits(night_of(experiments=1), now)
+    limits.check(now, (candidate(0, is_repeat=True),))
+    with pytest.raises(Stopped, match="--experiments 1"):
+        limits.check(now, (candidate(3),))
+    assert str(Limits(night_of(), now)) == "stops when you press Ctrl-C"
+
+
 # Pure functions -------------------------------------------------------------------------------------------------------
 
 
-def experiment(number, status, *values, commit=None, source=""):
+def experiment(number, status, *values, commit=None, source="", statuses=()):
     commit = commit or f"c{number}"
-    return Experiment(number, tuple(Row(commit, value, status=status if i == 0 else "repeat", experiment=number,
-                                        source=source) for i, value in enumerate(values)))
+    statuses = (status, *statuses, *["repeat"] * len(values))
+    return Experiment(number, tuple(Row(commit, value, status=Status(statuses[i]), experiment=number, source=source)
+                                    for i, value in enumerate(values)))
 
 
-def trial(val_bpb):
-    return Trial(val_bpb, "" if val_bpb else "boom", 1, "val", 300, "cpu", "abc", "none")
+def session(*history, code=""):
+    rows = tuple(row for e in history for row in e.rows)
+    return Session("t", Path("runs"), 300.0, {}, rows, tuple(history), code)
+
+
+def trial(val_bpb, ending=Ending.SCORED, witnessed=True):
+    reason = "" if val_bpb else "boom"
+    return Trial(val_bpb, reason, 1, "val", 300, "cpu", "abc", "none", ending=ending, witnessed=witnessed)
+
+
+def candidate(number=9, code="", source="llm", **more):
+    return Candidate(number, "c", 1, New(Proposal("an idea", code, source), more.pop("split", "val")), **more)
+
+
+def verdict(now, ended, code=""):
+    return judge(now, candidate(code=code), ended)[0]
 
 
 def test_lower_is_kept_and_nothing_else():
-    history = [experiment(0, "keep", 1.0, 1.2)]
-    assert judge(trial(1.09), history, 0)[0] == "keep"
-    assert judge(trial(1.1), history, 0)[0] == "discard"
-    assert judge(trial(None), history, 0)[0] == "crash"
-    assert judge(trial(9.0), [], 0)[0] == "keep"
+    now = session(experiment(0, "keep", 1.0, 1.2))
+    assert verdict(now, trial(1.09)) is Status.KEEP
+    assert verdict(now, trial(1.1)) is Status.DISCARD
+    assert verdict(now, trial(None)) is Status.CRASH
+    assert verdict(session(), trial(9.0)) is Status.KEEP
+
+
+def test_what_no_witness_has_seen_is_never_kept():
+    now = session(experiment(0, "keep", 1.0))
+    assert judge(now, candidate(), trial(0.5, witnessed=False)) == (Status.DISCARD, "not kept: no witness has seen it")
+    assert verdict(session(), trial(9.0, witnessed=False)) is not Status.KEEP
+
+
+def test_what_is_taken_out_on_the_test_split_is_never_kept():
+    now = session(experiment(0, "keep", 1.0))
+    assert judge(now, candidate(split="test"), trial(0.5))[0] is Status.DISCARD
+
+
+LONG = "'about'\na = 1\nb = 2\nc = 3\n"
+SHORT = "a = 1\nb = 2\n"
 
 
 def test_a_shorter_file_within_the_noise_is_kept_without_creep():
-    history = [experiment(0, "keep", 1.00, 1.02), experiment(1, "keep", 0.99)]
-    assert judge(trial(0.995), history, 3)[0] == "keep"
-    assert judge(trial(0.995), history, 0)[0] == "discard"
-    history.append(experiment(2, "keep", 1.00))  # itself a simplification: the bound stays where it was
-    assert judge(trial(1.009), history, 3)[0] == "discard"
+    history = experiment(0, "keep", 1.00, 1.02), experiment(1, "keep", 0.99)
+    now = session(*history, code=LONG)
+    assert verdict(now, trial(0.995), SHORT) is Status.KEEP
+    assert verdict(now, trial(0.995), LONG) is Status.DISCARD
+    assert keep_below(now, SHORT)[0] == 0.99 + ledger.sigma(history) and keep_below(now, LONG) == (0.99, "")
+    # experiment 2 was itself a simplification: the bound stays where it was
+    assert verdict(session(*history, experiment(2, "keep", 1.00), code=LONG), trial(1.009), SHORT) is Status.DISCARD
+
+
+def test_a_docstring_or_joined_lines_save_nothing():
+    for code in (LONG, LONG.replace("'about'\n", ""), LONG.replace("\nb", "; b"), LONG + "# a word\n"):
+        assert edits.n_statements(code) == 3
+    assert edits.n_statements(SHORT) == 2
 
 
 def test_the_incumbent_is_measured_again_after_eight_misses():
     history = [experiment(0, "keep", 1.0)] + [experiment(n, "discard", 2.0) for n in range(1, 8)]
-    assert next_step(history, 1.0) == "tuner"
+    assert next_step(session(*history), (), 1.0) is Turn.TUNER
     history.append(experiment(8, "crash", None))
-    assert next_step(history, 1.0) == "repeat"
+    assert next_step(session(*history), (), 1.0) == Again(0)
+    assert next_step(session(*history), (candidate(0, is_repeat=True),), 1.0) is Turn.TUNER
     history[0] = experiment(0, "keep", 1.0, 1.1)
-    assert next_step(history, 1.0) == "tuner"
+    assert next_step(session(*history), (), 1.0) is Turn.TUNER
+
+
+def test_a_trial_without_its_machine_runs_again_before_anything_else_and_counts_nowhere():
+    rows = experiment(0, "keep", 1.0), experiment(1, "busy", 0.5)
+    now = session(*rows)
+    assert next_step(now, (), 0.3) == Again(1) and now.n_busy(1) == 1
+    assert next_step(now, (candidate(1),), 0.3) is Turn.MODEL  # it is running again
+    assert now.incumbent.number == 0 and ledger.misses(now.history) == 0 and n_ideas(now) == 0
+    again = session(rows[0], experiment(1, "busy", 0.5, 0.6, 0.9, statuses=("busy", "keep")))
+    assert again.n_busy(1) == 0 and again.incumbent.val_bpb == 0.9 and next_step(again, (), 0.3) is Turn.MODEL
+    repeat = session(experiment(0, "keep", 1.0, 3.0, statuses=("busy",)))
+    assert next_step(repeat, (), 0.3) == Again(0) and repeat.incumbent.val_bpb == 1.0
+
+
+def test_nothing_starts_beside_the_baseline():
+    assert next_step(session(), (), 0.3) is Turn.BASELINE
+    assert next_step(session(), (candidate(0),), 0.3) is Turn.WAIT
+
+
+def test_the_session_after_a_row_is_the_one_that_a_restart_reads():
+    now = session(experiment(0, "keep", 1.0))
+    steps = [(1, "busy", 0.9, False), (1, "keep", 0.8, False), (0, "repeat", 1.1, True), (2, "crash", None, False)]
+    for number, status, value, is_repeat in steps:
+        row = Row(f"c{number}", value, status=Status(status), experiment=number)
+        now = now.after(row, candidate(number, code=f"code {number}", is_repeat=is_repeat))
+        assert now.history == tuple(ledger.experiments(now.rows))
+    assert now.code == "code 1" and len(now.rows) == 5
 
 
 def test_the_tuner_takes_its_share_of_the_turns():
     history, turns = [experiment(0, "keep", 1.0)], []
     for number in range(1, 101):
-        turns.append(next_step(history, 0.3))
-        history.append(experiment(number, "keep", 1.0 - number / 1000, source=turns[-1]))
-    assert turns.count("tuner") in (29, 30) and len(set(turns)) == 2
+        turns.append(next_step(session(*history), (), 0.3))
+        source = "tuner" if turns[-1] is Turn.TUNER else "llm"
+        history.append(experiment(number, "keep", 1.0 - number / 1000, source=source))
+    assert turns.count(Turn.TUNER) in (29, 30) and len(set(turns)) == 2
+
+
+def test_trials_in_flight_are_turns_too():
+    now, in_flight, turns = session(experiment(0, "keep", 1.0)), (), []
+    for number in range(1, 11):
+        turns.append(next_step(now, in_flight, 0.5))
+        in_flight += (candidate(number, source="tuner" if turns[-1] is Turn.TUNER else "llm"),)
+    assert turns.count(Turn.TUNER) == 5
 
 
 def test_the_tuner_gives_back_the_turns_it_took_ahead_but_no_more_than_one():
-    history = [experiment(n, "keep", 1.0, source="tuner" if n else "baseline") for n in range(50)]  # the API was out
-    assert tuner_credit(history, 0.3) < 0
+    sources = ["tuner"] * 49  # the API was out
+    assert tuner_credit(sources, 0.3) < 0
     turns = []
-    for number in range(50, 58):
-        turns.append(next_step(history, 0.3))
-        history.append(experiment(number, "keep", 1.0, source=turns[-1]))
+    for _ in range(8):
+        turns.append("tuner" if tuner_credit(sources, 0.3) >= 1 else "llm")
+        sources.append(turns[-1])
     assert turns.index("tuner") in range(3, 8)
-    history += [experiment(n, "keep", 1.0, source="llm") for n in range(58, 99)]
-    assert tuner_credit(history, 0.3) <= 2.3
+    assert tuner_credit(sources + ["llm"] * 41, 0.3) <= 2.3
 
 
-def test_no_two_trials_share_a_seed():
-    first = experiment(3, "keep", 1.0)
-    assert len({next_seed(None, 3), next_seed(first, 3), next_seed(experiment(3, "keep", 1.0, 1.1), 3),
-                next_seed(None, 4)}) == 4
+def test_the_last_line_says_who_proposed_what():
+    def row(number, source, note="", status="discard"):
+        return Row("c", 1.0, status=Status(status), experiment=number, source=source, note=note)
+
+    rows = [row(0, "baseline", status="keep"), row(1, "opus", "repaired once"), row(2, "tuner"), row(3, "opus"),
+            row(3, "opus", status="repeat"), row(4, "opus", status="busy")]
+    assert who_proposed(rows, 1, 0.4149) == (
+        "3 experiments: opus 2 (1 repaired), tuner 1; 1 answer not usable; $0.41")
+    assert who_proposed(rows[:1], 0, 0.0) == "0 experiments; $0.00"
 
 
 def test_the_stand_in_is_what_the_edits_refer_to():

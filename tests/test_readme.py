@@ -82,5 +82,5 @@ def test_pictures_and_links_are_there():
 
 
 def test_the_sample_is_what_the_program_says_of_the_sessions_rows():
-    history = ledger.experiments(ledger.read(ROOT / "docs" / "results.tsv"))
-    assert "```text\n" + "\n".join([report.headline(history), *report.left_out(history)]) + "\n```" in README
+    rows = ledger.read(ROOT / "docs" / "results.tsv")
+    assert "```text\n" + "\n".join([report.headline(rows), *report.left_out(rows)]) + "\n```" in README

@@ -10,7 +10,7 @@ import shutil
 import signal
 import statistics
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import invariants
@@ -63,7 +63,9 @@ def nothing_left(root: Path) -> None:
 def recovered(root: Path, before: bytes) -> bytes:
     """Recover, check every invariant, and that no row is lost; the rows' bytes."""
     nothing_left(root)
-    with Store.open(root, "nov23", "") as store:
+    store = Store.open(root, "nov23", "")
+    with ExitStack() as end:
+        end.callback(store.release)
         store.begin()
         store.recover()
         assert store.recover() == []

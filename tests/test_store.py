@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import invariants
@@ -15,10 +17,11 @@ from invariants import git
 
 from lab import ledger
 from lab.checkout import Checkout
-from lab.ledger import Row, SetupError
+from lab.ledger import Row, SetupError, Status
 from lab.store import Store
 
 START = "print(1)\n"
+COPY = ".git/autoresearch/nov23.tsv"  # the rows as they were appended
 READING = {"rev-parse", "cat-file", "ls-tree", "merge-base", "for-each-ref", "ls-files", "var", "check-ref-format",
            "diff"}
 
@@ -64,29 +67,46 @@ def make_repository(root: Path) -> Path:
     return root
 
 
-def open_session(root: Path, tag: str | None = None) -> Store:
-    store = Store.open(root, tag, "nov23")
-    store.begin()
-    store.recover()
-    return store
+@contextmanager
+def opened(root: Path, tag: str | None = None, today: str = "nov23") -> Iterator[Store]:
+    """A store that has written nothing yet."""
+    store = Store.open(root, tag, today)
+    try:
+        yield store
+    finally:
+        store.release()
+
+
+@contextmanager
+def open_session(root: Path, tag: str | None = None) -> Iterator[Store]:
+    with opened(root, tag) as store:
+        store.begin()
+        store.recover()
+        yield store
+
+
+def start(root: Path, tag: str | None = None) -> list[str]:
+    """What one start says."""
+    with opened(root, tag) as store:
+        return [*store.begin(), *store.recover()]
 
 
 def experiment(store: Store, keep: bool, code: str | None = None) -> str:
     """One turn of the loop, as agent.py makes it, with a verdict given beforehand."""
-    number = len(ledger.experiments(store.rows()))
+    number = store.next_number()
     code = code or (f"print({number + 1})\n" if number else store.train_code())
     commit = store.save(number, code, f"experiment {number}", "because")
-    row = Row(commit[:10], 1.0 - number / 100, status="keep" if keep else "discard", experiment=number, description="x")
-    ledger.append(store.root / "results.tsv", row)
+    status = Status.KEEP if keep else Status.DISCARD
+    store.append(Row(commit[:10], 1.0 - number / 100, status=status, experiment=number, description="x"))
     if keep:
         store.advance(commit)
     return commit
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Every byte below a folder, but for the lock file, which has none."""
+    """Every byte below a folder, the empty files of our locks aside."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and path.name != "autoresearch.lock"}
+            if path.is_file() and path.name != "autoresearch.lock" and path.parent != root / ".git" / "autoresearch"}
 
 
 def refs(root: Path, prefix: str = "refs/") -> dict[str, str]:
@@ -104,7 +124,6 @@ def test_keeps_advance_the_branch_and_discards_stay_readable(root: Path) -> None
             invariants.check(root)
         assert git(root, "rev-parse", "HEAD") == refs(root)["refs/autoresearch/nov23/2"]
         assert [store.code(n) for n in range(3)] == [START, "print(2)\n", "print(3)\n"]
-        assert "+print(2)" in store.diff(1) and "-print(1)" in store.diff(2)
         assert (root / "train.py").read_text() == "print(3)\n"
         assert git(root, "log", "-1", "--format=%B") == "experiment 2\n\nbecause"
 
@@ -150,7 +169,7 @@ def test_the_same_start_continues_after_a_closing_commit(root: Path) -> None:
     with open_session(root) as store:
         experiment(store, True)
         store.close()
-    with Store.open(root, None, "dec01") as store:
+    with opened(root, None, "dec01") as store:
         assert (store.tag, store.new, store.begin(), store.recover()) == ("nov23", False, [], [])
         experiment(store, False)
         experiment(store, True)
@@ -167,7 +186,7 @@ def test_a_new_session_starts_empty_from_the_incumbent_and_the_old_rows_stay(roo
         assert (root / "results.tsv").read_text() == ledger.HEADER and store.rows() == []
         assert store.train_code() == "print(2)\n"
         experiment(store, True)
-        assert [row.experiment for row in store.earlier_rows()] == [0, 1]
+        assert [[row.experiment for row in rows] for rows in store.earlier_sessions()] == [[0, 1]]
     invariants.check(root)
     git(root, "merge-base", "--is-ancestor", "autoresearch/nov23", "autoresearch/second")
 
@@ -310,7 +329,7 @@ def test_a_commit_made_by_hand_while_a_trial_runs_is_joined(root: Path) -> None:
         commit = store.save(1, "print(2)\n", "better", "")
         (root / "program.md").write_text("steer\n")
         git(root, "commit", "-q", "-am", "steer")
-        ledger.append(root / "results.tsv", Row(commit, 0.9, status="keep", experiment=1))
+        store.append(Row(commit, 0.9, status=Status.KEEP, experiment=1))
         store.advance(commit)
         assert git(root, "show", "HEAD:program.md") == "steer" and git(root, "show", "HEAD:train.py") == "print(2)"
         assert store.recover() == []
@@ -395,7 +414,7 @@ def without_train(root: Path) -> None:
 
 
 def own_rows(root: Path) -> None:
-    (root / "results.tsv").write_text(ledger.HEADER + ledger.format_row(Row("abc", 1.0, status="keep")))
+    (root / "results.tsv").write_text(ledger.HEADER + ledger.format_row(Row("abc", 1.0, status=Status.KEEP)))
 
 
 def branch_in_the_way(root: Path) -> None:
@@ -415,7 +434,7 @@ def no_repository(root: Path) -> None:
 
 
 BEFORE = [(dirty, "other.py"), (staged, "more.py"), (edited_train, "train.py"), (staged_train, "train.py"),
-          (executable, "other.py"), (merging, "unfinished"), (symlink, "symbolic link"),
+          (executable, "other.py"), (merging, "unfinished"), (symlink, "no regular file"),
           (without_train, "git add train.py"), (own_rows, "rows that no commit holds"),
           (branch_in_the_way, "git branch -m"), (unborn, "no commit yet"), (damaged_head, "HEAD is damaged"),
           (no_repository, "git init")]
@@ -463,7 +482,7 @@ def test_a_session_that_is_not_checked_out_is_refused_with_the_command(root: Pat
 
 def test_opening_changes_nothing_before_begin(root: Path) -> None:
     before = snapshot(root)
-    with Store.open(root, None, "nov23") as store:
+    with opened(root) as store:
         assert store.new and store.tag == "nov23" and store.rows() == []
     assert snapshot(root) == before
 
@@ -496,10 +515,6 @@ def remove(name: str) -> Callable[[Path], None]:
     return lambda root: (root / name).unlink()
 
 
-def truncate_index(root: Path) -> None:
-    os.truncate(root / ".git/index", 40)
-
-
 def point_at_nothing(root: Path) -> None:
     put(".git/refs/heads/autoresearch/nov23", b"1" * 40 + b"\n")(root)
 
@@ -511,6 +526,23 @@ def candidate_at_nothing(root: Path) -> None:
 def tear_row(root: Path) -> None:
     with open(root / "results.tsv", "ab") as file:
         file.write(b"deadbeef\t0.9\t1")
+
+
+def tear_copy(root: Path) -> None:
+    with open(root / COPY, "ab") as file:
+        file.write(b"deadbeef\t0.9\t1")
+
+
+def row_in_copy_alone(root: Path) -> None:
+    """A kill between the two writes of a row."""
+    with opened(root) as store:
+        commit = store.save(3, "print(9)\n", "x", "")
+    ledger.append(root / COPY, Row(commit, 1.5, status=Status.DISCARD, experiment=3))
+
+
+def damage_copy(root: Path) -> None:
+    data = (root / COPY).read_bytes()
+    (root / COPY).write_bytes(data.replace(b"discard", b"disc\0rd"))
 
 
 def zeros_after_rows(root: Path) -> None:
@@ -525,9 +557,9 @@ def damage_middle_row(root: Path) -> None:
 
 
 def keep_without_advance(root: Path) -> None:
-    with Store.open(root, None, "nov23") as store:
+    with opened(root) as store:
         commit = store.save(3, "print(9)\n", "better", "")
-        ledger.append(root / "results.tsv", Row(commit, 0.5, status="keep", experiment=3))
+        store.append(Row(commit, 0.5, status=Status.KEEP, experiment=3))
 
 
 def advance_without_tree(root: Path) -> None:
@@ -553,13 +585,6 @@ def empty_object(name: str) -> Callable[[Path], None]:
     return harm
 
 
-def unsaved_empty_object(root: Path) -> None:
-    (root / "x").write_text("print(4)\n")  # what the next candidate will be
-    git(root, "hash-object", "-w", "x")
-    empty_object(git(root, "hash-object", "x"))(root)
-    (root / "x").unlink()
-
-
 def stray_files(root: Path) -> None:
     put(".train.py.new", b"half")(root)
     put(".git/objects/ab/tmp_obj_x", b"half")(root)
@@ -571,23 +596,29 @@ DAMAGE = {
     "stale index.lock": put(".git/index.lock"), "stale HEAD.lock": put(".git/HEAD.lock"),
     "stale packed-refs.lock": put(".git/packed-refs.lock"), "stale packed-refs.new": put(".git/packed-refs.new"),
     "stale branch lock": put(BRANCH + ".lock"), "stale candidate lock": put(".git/refs/autoresearch/nov23/3.lock"),
-    "empty index": put(".git/index"), "garbage index": put(".git/index", b"DIRC" + bytes(range(256)) * 3),
-    "truncated index": truncate_index, "missing index": remove(".git/index"),
-    "zeroed index": put(".git/index", bytes(500)),
     "empty branch": put(BRANCH), "zeroed branch": put(BRANCH, bytes(41)), "missing branch": remove(BRANCH),
-    "branch at nothing": point_at_nothing, "empty HEAD": put(".git/HEAD"), "zeroed HEAD": put(".git/HEAD", bytes(40)),
-    "missing candidate": remove(".git/refs/autoresearch/nov23/1"),
-    "empty candidate": put(".git/refs/autoresearch/nov23/1"),
-    "candidate at nothing": candidate_at_nothing, "torn row": tear_row, "zeros after rows": zeros_after_rows,
+    "branch at nothing": point_at_nothing, "missing candidate": remove(".git/refs/autoresearch/nov23/1"),
+    "torn row": tear_row, "torn row in our copy": tear_copy, "zeros after rows": zeros_after_rows,
+    "row in our copy alone": row_in_copy_alone,
     "empty results.tsv": put("results.tsv"), "missing results.tsv": remove("results.tsv"),
     "rows cut off": put("results.tsv", ledger.HEADER.encode()), "damaged row": damage_middle_row,
     "damaged header": put("results.tsv", b"comm"), "keep without advance": keep_without_advance,
     "advance without tree": advance_without_tree, "candidate left in tree": candidate_left_in_tree,
     "empty train.py": put("train.py"), "missing train.py": remove("train.py"), "head behind the rows": head_behind,
-    "empty blob of train.py": empty_object("HEAD:train.py"),
-    "empty blob of another file": empty_object("HEAD:lab/part.py"),
-    "empty tree": empty_object("HEAD:lab"), "empty object of the next candidate": unsaved_empty_object,
     "stray files": stray_files, "damaged commit-graph": put(".git/objects/info/commit-graph", b"x" * 100),
+    "our copy of the rows deleted": remove(COPY),
+}
+
+# What no kill and no power cut leaves behind. The start says which command mends it.
+MENDED_BY_COMMAND = {
+    "empty index": put(".git/index"), "garbage index": put(".git/index", b"DIRC" + bytes(range(256)) * 3),
+    "missing index": remove(".git/index"),
+    "zeroed index": put(".git/index", bytes(500)),
+    "empty HEAD": put(".git/HEAD"), "zeroed HEAD": put(".git/HEAD", bytes(40)),
+    "empty candidate": put(".git/refs/autoresearch/nov23/1"),
+    "empty blob of train.py": empty_object("HEAD:train.py"),
+    "empty blob of another file": empty_object("HEAD:lab/part.py"), "empty tree": empty_object("HEAD:lab"),
+    "damaged copy of the rows": damage_copy,
 }
 
 
@@ -614,7 +645,7 @@ def test_damage_is_repaired_without_a_person_and_no_row_is_lost(rested: Path, ki
     rows = ledger.read(rested / "results.tsv")
     DAMAGE[kind](rested)
     started = time.monotonic()
-    with Store.open(rested, None, "dec01") as store:
+    with opened(rested, None, "dec01") as store:
         foreseen = store.rows()
         store.begin()
         done = store.recover()
@@ -629,11 +660,34 @@ def test_damage_is_repaired_without_a_person_and_no_row_is_lost(rested: Path, ki
         invariants.check(rested)
 
 
+@pytest.mark.parametrize("kind", MENDED_BY_COMMAND)
+def test_other_damage_is_one_line_whose_command_mends_it(rested: Path, kind: str) -> None:
+    rows = ledger.read(rested / "results.tsv")
+    MENDED_BY_COMMAND[kind](rested)
+    before = snapshot(rested)
+    with pytest.raises(SetupError) as refusal:
+        start(rested)
+    assert snapshot(rested) == before
+    follow(rested, str(refusal.value))
+    start(rested)
+    assert ledger.read(rested / "results.tsv") == rows
+    invariants.check(rested)
+
+
+def follow(root: Path, message: str) -> None:
+    """Do what a refusal says: its first command, as a person would fill it in."""
+    assert "\n" not in message and len(message) < 400
+    command = re.search("`([^`]+)`", message)
+    assert command, message
+    words = command[1].replace("BRANCH", "autoresearch/nov23").replace("NAME", "train.py")
+    subprocess.run(["sh", "-c", words], cwd=root, check=True, capture_output=True)
+
+
 def test_damage_that_cannot_be_undone_stops_in_one_line(rested: Path) -> None:
     git(rested, "update-ref", "refs/heads/autoresearch/nov23", "HEAD~2")
     empty_object("refs/autoresearch/nov23/1")(rested)
     git(rested, "reset", "-q", "--hard")
-    with Store.open(rested, None, "nov23") as store, pytest.raises(SetupError, match="experiment 1.*backup") as refusal:
+    with opened(rested) as store, pytest.raises(SetupError, match="experiment 1.*backup") as refusal:
         store.recover()
     assert "\n" not in str(refusal.value)
 
@@ -641,7 +695,7 @@ def test_damage_that_cannot_be_undone_stops_in_one_line(rested: Path) -> None:
 def test_a_lock_of_a_git_that_is_at_work_is_left_alone(rested: Path) -> None:
     (rested / ".git/index.lock").touch()
     at_work = subprocess.Popen(["git", "cat-file", "--batch"], cwd=rested, stdin=subprocess.PIPE)
-    with Store.open(rested, None, "nov23") as store:
+    with opened(rested) as store:
         with pytest.raises(SetupError, match="another git command"):
             store.recover()
         assert (rested / ".git/index.lock").exists()
@@ -650,11 +704,301 @@ def test_a_lock_of_a_git_that_is_at_work_is_left_alone(rested: Path) -> None:
 
 
 def test_rows_of_a_damaged_file_are_kept_aside(rested: Path) -> None:
-    damage_middle_row(rested)
-    damaged = (rested / "results.tsv").read_bytes()
-    open_session(rested).release()
-    aside, = (rested / "runs" / "nov23").iterdir()
-    assert aside.read_bytes() == damaged
+    for name in ("results.tsv.edited", "results.tsv.edited-2"):
+        damage_middle_row(rested)
+        damaged = (rested / "results.tsv").read_bytes()
+        said = f"results.tsv was changed from outside: put its 3 rows back; the other file is {name}"
+        assert start(rested) == [said]
+        assert (rested / name).read_bytes() == damaged
+
+
+# -- hands --------------------------------------------------------------------------------------------------------
+
+
+def rows_edited(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
+    """A hand that changes the lines of results.tsv, the header first."""
+    def hand(root: Path) -> None:
+        path = root / "results.tsv"
+        path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    return hand
+
+
+def rows_saved_as(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda root: (root / "results.tsv").write_bytes(change((root / "results.tsv").read_bytes()))
+
+
+def commands(*lines: str) -> Callable[[Path], None]:
+    """A hand that types git commands."""
+    def hand(root: Path) -> None:
+        for line in lines:
+            git(root, *line.split())
+    return hand
+
+
+def without_column(lines: list[bytes]) -> list[bytes]:
+    return [line.replace(b"\t".join(line.split(b"\t")[2:4]) + b"\t", b"") for line in lines]
+
+
+def replaced_by_folder(name: str) -> Callable[[Path], None]:
+    def hand(root: Path) -> None:
+        (root / name).unlink()
+        (root / name).mkdir()
+    return hand
+
+
+def replaced_by_link(name: str) -> Callable[[Path], None]:
+    def hand(root: Path) -> None:
+        (root / name).rename(root / "elsewhere")
+        (root / name).symlink_to("elsewhere")
+    return hand
+
+
+def touched(root: Path) -> None:
+    (root / "results.tsv").touch()
+
+
+def saved_by_an_editor(root: Path) -> None:
+    """Equal bytes in another file."""
+    path = root / "results.tsv"
+    (root / "swap").write_bytes(path.read_bytes())
+    (root / "swap").rename(path)
+
+
+def time_set_back(root: Path) -> None:
+    """An edit that keeps size and time."""
+    path, status = root / "results.tsv", (root / "results.tsv").stat()
+    with open(path, "r+b") as file:
+        file.write(path.read_bytes().replace(b"0.990000", b"0.110000"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+ROW_HANDS = {
+    "nothing": lambda root: None, "touched": touched, "saved by an editor": saved_by_an_editor,
+    "sorted": rows_edited(lambda lines: lines[:1] + sorted(lines[1:], reverse=True)),
+    "reversed": rows_edited(lambda lines: lines[:1] + lines[:0:-1]),
+    "last row twice": rows_edited(lambda lines: [*lines, lines[-1]]),
+    "first row twice": rows_edited(lambda lines: [*lines, lines[1]]),
+    "every row twice": rows_edited(lambda lines: lines + lines[1:]),
+    "a row gone": rows_edited(lambda lines: lines[:2] + lines[3:]),
+    "the last row gone": rows_edited(lambda lines: lines[:-1]), "all rows gone": rows_edited(lambda lines: lines[:1]),
+    "the header gone": rows_edited(lambda lines: lines[1:]),
+    "a number changed": rows_saved_as(lambda data: data.replace(b"0.980000", b"0.000001")),
+    "a number changed, time set back": time_set_back,
+    "a discard kept": rows_saved_as(lambda data: data.replace(b"discard", b"keep")),
+    "a keep discarded": rows_saved_as(lambda data: data.replace(b"keep", b"discard")),
+    "an unknown status": rows_saved_as(lambda data: data.replace(b"discard", b"maybe")),
+    "a comment": rows_saved_as(lambda data: data.replace(b"\tx\t", b"\tlook at this\t")),
+    "a column gone": rows_edited(without_column), "a row invented": rows_edited(
+        lambda lines: [*lines, ledger.format_row(Row("abcdef1", 0.1, status=Status.KEEP, experiment=77)).encode()]),
+    "CRLF": rows_saved_as(lambda data: data.replace(b"\n", b"\r\n")),
+    "BOM": rows_saved_as(lambda data: b"\xef\xbb\xbf" + data), "UTF-16": rows_saved_as(
+        lambda data: data.decode().encode("utf-16")),
+    "NUL bytes": rows_saved_as(lambda data: data + bytes(512)), "NUL bytes within": rows_saved_as(
+        lambda data: data[:300] + bytes(99) + data[300:]),
+    "commas for tabs": rows_saved_as(lambda data: data.replace(b"\t", b",")),
+    "no last newline": rows_saved_as(lambda data: data[:-1]), "a blank line": rows_saved_as(lambda data: data + b"\n"),
+    "another file": rows_saved_as(lambda data: b"shopping\n"), "emptied": rows_saved_as(lambda data: b""),
+    "deleted": remove("results.tsv"), "git restore": commands("restore results.tsv"),
+    "git stash": commands("stash"), "git checkout of an old one": commands("checkout -q HEAD~1 -- results.tsv"),
+    "git add": commands("add results.tsv"), "git rm --cached": commands("rm -q --cached results.tsv"),
+    "runs deleted": lambda root: shutil.rmtree(root / "runs", ignore_errors=True),
+}
+TREE_HANDS = {
+    "program.md deleted": remove("program.md"), "program.md emptied": put("program.md"),
+    "program.md not UTF-8": put("program.md", b"\xff\xfe\x00"), "program.md staged": commands("add program.md"),
+    "a commit of program.md": lambda root: (put("program.md", b"look there\n")(root),
+                                            git(root, "commit", "-q", "-m", "steer", "program.md")),
+    "train.py deleted": remove("train.py"), "train.py emptied": put("train.py"),
+    "train.py of a candidate": candidate_left_in_tree, "git rm --cached train.py": commands("rm -q --cached train.py"),
+    "git gc": commands("gc -q --prune=now"), "git pack-refs": commands("pack-refs --all"),
+    "branch deleted": commands("update-ref -d refs/heads/autoresearch/nov23"),
+    "a candidate's ref deleted": commands("update-ref -d refs/autoresearch/nov23/2"),
+    "all candidates' refs of keeps deleted": commands("update-ref -d refs/autoresearch/nov23/1",
+                                                      "update-ref -d refs/autoresearch/nov23/0"),
+    "a tag, a branch": commands("tag mine", "branch mine"), "an untracked file": put("notes.txt", b"mine"),
+    "an editor's swap file": put(".results.tsv.swp", b"mine"), "a new session's name taken": commands(
+        "branch autoresearch/nov24"),
+}
+
+
+@contextmanager
+def resting(root: Path) -> Iterator[Callable[[], list[str]]]:
+    """A session between two runs; what is called afterwards is the next start."""
+    yield lambda: start(root)
+
+
+@contextmanager
+def mid_trial(root: Path) -> Iterator[Callable[[], list[str]]]:
+    """A session while a trial runs; what is called afterwards writes its row and closes."""
+    with open_session(root) as store:
+        number = store.next_number()
+        commit = store.save(number, "print(9)\n", "tried", "")
+
+        def end() -> list[str]:
+            done = store.append(Row(commit[:10], 1.5, status=Status.DISCARD, experiment=number))
+            store.close()
+            return done
+
+        yield end
+
+
+@pytest.mark.parametrize("moment", [resting, mid_trial])
+@pytest.mark.parametrize("hand", {**ROW_HANDS, **TREE_HANDS})
+def test_after_a_hand_the_session_goes_on_and_nothing_is_lost(rested: Path, hand: str,
+                                                              moment: Callable[[Path], AbstractContextManager]) -> None:
+    before = (rested / "results.tsv").read_bytes()
+    candidates = refs(rested, "refs/autoresearch/")
+    with moment(rested) as go_on:
+        ROW_HANDS.get(hand, TREE_HANDS.get(hand))(rested)
+        theirs = (rested / "results.tsv").read_bytes() if (rested / "results.tsv").exists() else b""
+        done = go_on()
+        after = (rested / "results.tsv").read_bytes()
+    assert after.startswith(before) and all(line and "\n" not in line for line in done)
+    assert ledger.parse(after)[:3] == ledger.parse(before)
+    if not before.startswith(theirs):
+        assert len(done) == 1 and (rested / "results.tsv.edited").read_bytes() == theirs
+    start(rested)
+    assert candidates.items() <= refs(rested, "refs/autoresearch/").items()
+    with open_session(rested) as store:
+        experiment(store, True)
+        store.close()
+    invariants.check(rested)
+
+
+REFUSED_HANDS = {
+    "results.tsv a folder": (replaced_by_folder("results.tsv"), "results.tsv is no regular file"),
+    "results.tsv a link": (replaced_by_link("results.tsv"), "results.tsv is no regular file"),
+    "train.py a folder": (replaced_by_folder("train.py"), "train.py is no regular file"),
+    "train.py edited": (put("train.py", b"mine\n"), "uncommitted changes in train.py"),
+    "train.py edited and staged": (staged_train, "uncommitted changes in train.py"),
+    "lab edited": (put("lab/part.py", b"mine\n"), "uncommitted changes in lab/part.py"),
+    "lab deleted": (remove("lab/part.py"), "git restore"), "a merge begun": (merging, "unfinished"),
+    "train.py committed by hand": (
+        lambda root: (put("train.py", b"mine\n")(root), git(root, "commit", "-q", "-am", "mine")), "--tag NAME"),
+    "reset to the first commit": (commands("reset -q --hard HEAD~3"), ""),
+    "another branch, with the tag": (commands("checkout -q -f main"), "git switch autoresearch/nov23"),
+    "another branch, the session's deleted": (
+        commands("checkout -q -f main", "branch -q -D autoresearch/nov23"),
+        "git switch -c autoresearch/nov23 [0-9a-f]"),
+    "both copies of the rows changed": (
+        lambda root: (remove(COPY)(root), rows_edited(lambda lines: [*lines[:1], *lines[:0:-1], lines[-1]])(root)),
+        "mv results.tsv results.tsv.edited"),
+}
+
+
+@pytest.mark.parametrize("hand", REFUSED_HANDS)
+def test_a_hand_that_stops_the_session_is_one_line_and_loses_nothing(rested: Path, hand: str) -> None:
+    harm, said = REFUSED_HANDS[hand]
+    candidates = refs(rested, "refs/autoresearch/")
+    harm(rested)
+    before = snapshot(rested)
+    try:
+        start(rested, "nov23")
+    except SetupError as refusal:
+        assert said and re.search(said, str(refusal)) and "\n" not in str(refusal), refusal
+        assert snapshot(rested) == before
+    else:
+        assert not said
+        invariants.check(rested)
+    assert candidates.items() <= refs(rested, "refs/autoresearch/").items()
+
+
+@pytest.mark.parametrize("hand", ["another branch, with the tag", "another branch, the session's deleted",
+                                  "both copies of the rows changed", "lab deleted"])
+def test_the_command_that_a_refusal_names_works(rested: Path, hand: str) -> None:
+    rows = ledger.read(rested / "results.tsv")
+    REFUSED_HANDS[hand][0](rested)
+    with pytest.raises(SetupError) as refusal:
+        start(rested, "nov23")
+    follow(rested, str(refusal.value).replace("NAME", "lab/part.py"))
+    start(rested, "nov23")
+    assert ledger.read(rested / "results.tsv") == rows
+    invariants.check(rested)
+
+
+def test_a_row_written_while_another_branch_is_checked_out_comes_back(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        commit = store.save(1, "print(2)\n", "better", "")
+        git(root, "checkout", "-q", "-f", "main")
+        before = snapshot(root)
+        with pytest.raises(SetupError, match="git switch autoresearch/nov23.*no row is lost"):
+            store.append(Row(commit, 0.9, status=Status.KEEP, experiment=1))
+        assert snapshot(root) == before
+    git(root, "switch", "-q", "autoresearch/nov23")
+    with open_session(root) as store:
+        assert [row.experiment for row in store.rows()] == [0, 1]
+        assert store.train_code() == "print(2)\n"
+    invariants.check(root)
+
+
+def test_no_candidate_is_overwritten_while_its_trial_runs(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        running = store.save(store.next_number(), "print(2)\n", "its trial runs")
+        with pytest.raises(SetupError):
+            store.save(1, "print(3)\n", "another")
+        assert refs(root)["refs/autoresearch/nov23/1"] == running and store.next_number() == 2
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 2])
+def test_the_numbers_of_trials_that_a_stop_ended_are_given_again(root: Path, n_rows: int) -> None:
+    with open_session(root) as store:
+        for kept in (True, False)[:n_rows]:
+            experiment(store, kept)
+        for number in (n_rows, n_rows + 1)[: n_rows + 1]:  # nothing runs beside the baseline
+            store.save(number, f"print({number}, 'stopped')\n", "stopped", "fingerprint: f")
+    with open_session(root) as store:
+        assert store.next_number() == n_rows and store.fingerprints() == set()
+        experiment(store, True)
+        assert [row.experiment for row in store.rows()] == list(range(n_rows + 1))
+    invariants.check(root)
+
+
+def test_of_two_trials_in_flight_both_may_be_kept(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        commits = [store.save(n, f"print({n + 1})\n", "in flight") for n in (1, 2)]
+        for n in (2, 1):  # the later one ends first
+            store.append(Row(commits[n - 1], 0.9 + n / 100, status=Status.KEEP, experiment=n))
+            assert store.advance(commits[n - 1]) == ""
+        assert store.train_code() == "print(2)\n"
+        invariants.check(root)
+    assert start(root) == []
+
+
+def test_two_work_trees_that_start_at_once_get_a_session_each(root: Path, tmp_path: Path) -> None:
+    git(root, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    with opened(root) as first, opened(tmp_path / "tree") as second:  # both have chosen before either has begun
+        assert (first.tag, second.tag) == ("nov23", "nov23-2")
+        with pytest.raises(SetupError, match="another agent"):
+            Store.open(root, None, "nov23")
+        for store in (first, second):
+            store.begin()
+            store.recover()
+            experiment(store, True)
+            invariants.check(store.root)
+
+
+def test_one_session_is_at_work_in_one_work_tree(root: Path, tmp_path: Path) -> None:
+    git(root, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    with opened(root, "mine"), pytest.raises(SetupError, match="session mine is at work in another work tree"):
+        Store.open(tmp_path / "tree", "mine", "nov23")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_file_that_cannot_be_written_is_found_at_the_start(root: Path) -> None:
+    (root / "results.tsv").chmod(0o444)
+    with pytest.raises(SetupError, match="chmod u\\+rw results.tsv"):
+        Store.open(root, None, "nov23")
+
+
+@pytest.mark.parametrize("harm", [remove("train.py"), put("train.py")])
+def test_a_lost_train_py_can_be_read_before_it_is_put_back(rested: Path, harm: Callable[[Path], None]) -> None:
+    harm(rested)
+    with opened(rested) as store:
+        assert store.train_code() == "print(2)\n"
+        assert store.recover() == ["put the incumbent's train.py back"]
 
 
 # -- kills --------------------------------------------------------------------------------------------------------
@@ -716,7 +1060,7 @@ def second_evening(root: Path) -> None:
 
 
 def other_tag(root: Path) -> None:
-    open_session(root, "other").release()
+    start(root, "other")
 
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
@@ -736,7 +1080,8 @@ def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: 
             rows = store.rows()
             assert store.recover() == []
             if tag == store.tag:
-                assert rows == before or work is other_tag and len(rows) == 3  # the file was emptied for the new tag
+                assert rows[:len(before)] == before  # our copy gets a row first, and is emptied last for a new tag
+                assert len(rows) - len(before) in (0, 1) or work is other_tag
             assert len(refs(root, f"refs/autoresearch/{store.tag}/")) - len(rows) in (0, 1)
             invariants.check(root)
             experiment(store, True)
@@ -747,14 +1092,14 @@ def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: 
         shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("kind", ["advance without tree", "empty branch", "garbage index", "damaged row", "empty tree",
-                                  "empty HEAD"])
+@pytest.mark.parametrize("kind", ["advance without tree", "empty branch", "damaged row", "missing results.tsv",
+                                  "missing candidate", "our copy of the rows deleted"])
 def test_a_kill_inside_recovery_is_recovered_from(rested: Path, tmp_path: Path, kind: str) -> None:
     rows = ledger.read(rested / "results.tsv")
     DAMAGE[kind](rested)
     for step in range(100):
         root = copy(rested, tmp_path / str(step))
-        killed = stopped_at(step, die, lambda root: open_session(root).release(), root)
+        killed = stopped_at(step, die, lambda root: start(root), root)
         with open_session(root) as store:
             assert store.rows()[:3] == rows
         invariants.check(root)
@@ -812,20 +1157,11 @@ def test_a_row_is_appended_after_all_earlier_ones_whatever_was_done_to_the_file(
                  "other": lambda: (path.unlink(), path.write_text("shopping\n"))}
         commit = store.save(4, "print(9)\n", "x", "")
         harms[harm]()
-        row = Row(commit, 1.5, status="discard", experiment=4)
+        row = Row(commit, 1.5, status=Status.DISCARD, experiment=4)
         store.append(row)
         assert path.read_bytes() == before + ledger.format_row(row).encode()
     with open_session(root):
         invariants.check(root)
-
-
-def test_a_comment_that_a_person_writes_into_a_row_stays(root: Path) -> None:
-    path = root / "results.tsv"
-    with open_session(root) as store:
-        experiment(store, True)
-        path.write_text(path.read_text().replace("\tx\t", "\tlook at this\t"))
-        assert store.append(Row(store.save(1, "print(2)\n", "x"), 1.5, status="discard", experiment=1)) == []
-        assert [row.description for row in store.rows()] == ["look at this", ""]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -850,3 +1186,35 @@ def test_open_files_do_not_grow(root: Path) -> None:
         for _ in range(5):
             experiment(store, True)
         assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+a", "-x", "@cf/model", "'=1", "''@", "'quoted'", "a=b", "", "'"])
+def test_a_cell_is_no_formula_and_reads_back_as_it_was(text: str) -> None:
+    row = Row("abc", -1.5, status=Status.DISCARD, description=text, source=text, note=text)
+    line = ledger.format_row(row)
+    assert ledger.parse_row(line) == row
+    assert all(cell[:1] not in "=+@" or not cell for cell in line.rstrip("\n").split("\t")) and "\t-1.500000\t" in line
+
+
+def test_a_busy_row_counts_nowhere() -> None:
+    busy = Row("a", 9.0, status=Status.BUSY, experiment=1)
+    own = Row("a", 1.0, status=Status.KEEP, experiment=1)
+    history = ledger.experiments([Row("b", 2.0, status=Status.KEEP), busy, own, Row("c", 3.0, status=Status.BUSY,
+                                                                                   experiment=2)])
+    assert [e.number for e in history] == [0, 1, 2]
+    assert (history[1].own, history[1].val_bpb, history[2].val_bpb) == (own, 1.0, None)
+    assert ledger.incumbent(history) is history[1] and ledger.misses(history) == 0
+    assert ledger.sigma(history) is None
+
+
+def test_the_noise_is_that_of_val_else_of_test_and_a_pinned_seed_says_nothing() -> None:
+    def measured(number: int, split: str, *values: float) -> list[Row]:
+        return [Row(str(number), value, status=Status.REPEAT, experiment=number, split=split) for value in values]
+
+    tested = ledger.experiments(measured(0, "test", 1.0, 3.0) + measured(1, "val", 2.0, 2.0))
+    assert ledger.sigma(tested) == 2 ** 0.5
+    assert ledger.sigma([*tested, *ledger.experiments(measured(2, "val", 1.0, 2.0))]) == 0.5 ** 0.5
+    assert ledger.pooled_deviation([[1.0], []]) is None

@@ -35,29 +35,28 @@ EVAL_ROWS = 256
 FULL = "everything"
 PARTS: dict[str, list[tuple[str, str]]] = {  # part: replacements that switch it off; a knob is (NAME, value)
     FULL: [],
-    "bigram table": [("pairs = self.bigrams(pair_rows(x, self.bigrams.num_embeddings)).to(self.dtype)", "pairs = 0.0")],
-    "value embeddings": [("% VALUE_EVERY == 0 for", "% VALUE_EVERY < 0 for")],
-    "value gate": [("gate = 2 * torch.sigmoid(", "gate = 1.0 + 0.0 * torch.sigmoid(")],
-    "Muon (AdamW instead)": [
-        ("            ([model.head.weight],",
-         "            ([*model.attentions.parameters(), *model.mlps.parameters()], HEAD_LR, 0.01, ADAM_BETA1),\n"
-         "            ([model.head.weight],"),
-        ("Muon([*model.attentions.parameters(), *model.mlps.parameters()],", "Muon([],")],
+    "induction": [("[Ngrams(2, size.pair_rows, C, dtype), Induction(vocab_size, C)]",
+                   "[Ngrams(2, size.pair_rows, C, dtype)]")],
+    "table of pairs": [("*(source(history) for source in self.sources)",
+                        "0 * self.sources[0](history), self.sources[1](history)")],
+    "value embeddings": [("range((L - 1) % VALUE_EVERY, L, VALUE_EVERY)", "[]")],
+    "norm of each head": [("norm(attend(q, k, v, self.window, starts))", "attend(q, k, v, self.window, starts)")],
+    "gate of each head": [(" * self.gate(x, len(values), 0)", " * (1 + 0 * self.gate(x, len(values), 0))")],
+    "norm of an MLP's output": [("h + norm(linear(F.relu(", "h + (linear(F.relu(")],
+    "relu's shift": [("RELU_SHIFT", "0.0")],
     "NorMuon variance step": [("power.clamp_min(1e-10).rsqrt()", "1.0")],
     "cautious decay (plain)": [("(update * weight > 0).to(weight.dtype)", "1.0")],
     "matrix decay": [("MATRIX_DECAY", "0.0")],
-    "first embedding in every layer": [("embed_lambdas[0, i] * embedded + ", "")],
+    "embeddings in every layer, at first": [("SHARE_INIT", "0.0")],
     "learnt residual weights": [("RESIDUAL_LR", "0.0")],
-    "relu squared (relu)": [(".square())", ")")],
+    "relu squared (relu)": [(" - RELU_SHIFT).square()", " - RELU_SHIFT)")],
     "q and k norm": [("norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE", "rotate(qkv[:, :, :2], cos, sin)")],
     "q and k times 1.15": [("QK_SCALE", "1.0")],
-    "no softcap (15)": [("softcap=0.0", "softcap=15.0")],
-    "zero outward matrices": [("outward.weight.zero_()", "outward.weight.uniform_(-bound, bound)")],
-    "short windows": [("SHORT_WINDOW", "1")],
-    "middle layer subtracted": [("BACKOUT", "0.0")],
+    "no softcap (15)": [("CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)",
+                         "CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS, softcap=15.0)")],
     "smaller first matrices": [("INIT_SCALE", "1.0")],
     "momentum warm-up": [("MOMENTUM_START", "0.95")],
-    "long warm-down (40 %)": [("WARMDOWN", "0.4")],
+    "long warm-down (40 %)": [("MATRIX_WARMDOWN", "0.4"), ("ADAM_WARMDOWN", "0.4")],
     "long rotary base (10 000)": [("ROPE_BASE", "10_000.0")],
 }
 
@@ -92,12 +91,12 @@ def batches(data: Data, start: int, steps: int) -> Iterator[Batch]:
     for step in range(steps):
         at = (start + ROWS * step) % (len(rows) - ROWS)
         tokens = torch.from_numpy(rows[at : at + ROWS].astype("int64"))
-        yield Batch(tokens[:, :-1], tokens[:, 1:], step / steps)
+        yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), step / steps)
 
 
 def train(module: types.ModuleType, data: Data, seed: int, steps: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    model = module.GPT(module.SIZES["cpu"], data.vocab_size, torch.float32, flash=False).eval()
+    model = module.GPT(module.pick_size(), data.vocab_size, torch.float32).eval()
     module.stream = lambda rows, seq_len: batches(data, seed * 10_000, steps)
     module.train(model, module.Optimizer(model, compiled=False), ROWS, 1)
     return model

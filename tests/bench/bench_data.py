@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from lab import corpus
+from lab import corpus, packing, texts
 
 
 def line(name: str, seconds: float, millions: float = 0, unit: str = "M tokens") -> None:
@@ -29,8 +29,8 @@ def generated(n_documents: int, vocab_size: int) -> list[np.ndarray]:
             for size in np.clip(dice.lognormal(6.3, 0.9, n_documents), 8, 50_000).astype(int)]
 
 
-def packing(documents: list[np.ndarray], row_tokens: int) -> None:
-    n_tokens, packer = sum(map(len, documents)), corpus.Packer(row_tokens, io.BytesIO())
+def pack(documents: list[np.ndarray], row_tokens: int) -> None:
+    n_tokens, packer = sum(map(len, documents)), packing.Packer(row_tokens, io.BytesIO())
     began = time.perf_counter()
     for document in documents:
         packer.add(document)
@@ -63,13 +63,13 @@ def main() -> None:
         data = corpus.open_data("builtin")
         line("opened again, sizes checked", time.perf_counter() - began)
 
-        documents = list(corpus._documents("builtin", corpus._builtin_files()))
+        documents = list(texts.documents("builtin", texts.builtin_files()))
         began, cpu = time.perf_counter(), time.process_time()
-        parts = [part for _, part in corpus._tokenize(data.tokenizer(), iter(documents), 256, lambda done: None)]
+        parts = [part for _, part in packing.tokenize(data.tokenizer(), iter(documents), 256)]
         seconds, n_tokens = time.perf_counter() - began, sum(map(len, parts)) / 1e6
         line(f"tokenizing, {os.cpu_count()} cores, {time.process_time() - cpu:.1f} s of CPU", seconds, n_tokens)
-        packing(parts, 257)
-        packing(generated(60_000, 8191), 2049)
+        pack(parts, 257)
+        pack(generated(60_000, 8191), 2049)
         rows = data.split("train")
         began = time.perf_counter()
         total = sum(int(rows[i : i + 128].tobytes()[0]) for _ in range(4) for i in range(0, len(rows), 128))

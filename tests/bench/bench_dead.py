@@ -1,19 +1,17 @@
-"""What an experiment costs beside its training, second by second, and scoring beside the forward pass alone.
+"""Dead time of an experiment: what it costs beside its training, by phase, and scoring beside the forward pass alone.
 
     python tests/bench/bench_dead.py [--budget 10] [--trials 2] [--data builtin]
 
-Runs train.py as it stands, as trials of the referee. The copy that runs does one thing more: before it trains, it
-computes the logits of as many rows as the referee will ask for, and then their loss, and prints the seconds. That is
-what scoring is compared with: the hand-over of logits, the probe and the asks made twice come on top.
+Runs train.py as it is, as trials of the referee: a baseline with an empty compile cache, then trials that start from
+its cache, once as a discard without a witness and once as a keep with one. Before it trains, the copy that runs
+computes the logits of as many rows as the referee will ask for, and prints the seconds.
 """
 
 import argparse
+import math
 import re
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,42 +20,50 @@ sys.path.insert(0, str(ROOT))
 from lab import runner  # noqa: E402
 from lab.corpus import Data, open_data  # noqa: E402
 from lab.ledger import Trial  # noqa: E402
+from prepare import default_device  # noqa: E402
 
-TRAIN = "    train(runner, optimizer, rows, parts)\n"
+TRAIN = "    train(model, Optimizer(model, fast), rows, parts)\n"
 FORWARD = """\
     with torch.no_grad():
-        n = rows * (2 if device.type == "cpu" else 1)  # as many at a time as finish() has itself asked for
-        x = torch.randint(VOCAB_SIZE, (n, MAX_SEQ_LEN), device=device)
-        for name, targets in (("logits", None), ("loss", x)):
-            runner(x, targets)
-            began = time.perf_counter()
-            for _ in range(-(-{rows} // n)):
-                y = runner(x, targets)
-            y.flatten()[0].item()
-            print(f"{{name}} {{time.perf_counter() - began:.3f}}", flush=True)
+        x = torch.randint(VOCAB_SIZE, (min(rows, 4), MAX_SEQ_LEN), device=device)
+        model(x)
+        began = time.perf_counter()
+        for _ in range(-(-{rows} // len(x))):
+            y = model(x)
+        y.flatten()[0].item()
+        print(f"forward {{time.perf_counter() - began:.3f}}", flush=True)
 """
+PHASES = ("start", "file", "score", "stop", "witness")
+TARGETS_S = {  # of a warm trial; the witness is a keep's alone
+    "cpu": {"start": 6.0, "file": 0.5, "score": 4.0, "stop": 1.5, "witness": 12.0},
+    "cuda": {"start": 12.0, "file": 1.0, "score": 5.0, "stop": 2.0, "witness": 12.0}}
 
 
-def imports() -> dict[str, float]:
-    """Seconds until a fresh interpreter has imported: nothing, torch, what train.py needs."""
-    programs = {"interpreter": "", "import torch": "import torch", "all imports of train.py": "import train"}
-    found = {}
-    for name, program in programs.items():
-        taken = []
-        for _ in range(3):
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
-            taken.append(time.perf_counter() - began)
-        found[name] = min(taken)
-    return found
-
-
-def trial(code: str, data: Data, budget_s: float, seed: int, folder: Path) -> Trial:
-    result = runner.run(code, data=data, seed=seed, budget_s=budget_s, folder=folder)
+def trial(code: str, data: Data, budget_s: float, folder: Path, **what: object) -> Trial:
+    result = runner.run(code, data=data, seed=0, budget_s=budget_s, folder=folder, last_try=True, **what)
     if result.crashed:
         raise SystemExit(f"crash: {result.reason}\n{result.log[-2000:]}")
-    runner.keep_cache(folder)
     return result
+
+
+def dead_s(result: Trial, budget_s: float) -> dict[str, float]:
+    """Seconds of each phase; what comes after the last logits counts as stop, and a witness is in it."""
+    forward_s = float(re.search(r"(?m)^forward (\S+)$", result.log)[1])
+    return {"start": result.phases["start"] - forward_s, "file": result.phases["train"] - budget_s,
+            "score": result.phases["score"], "stop": result.phases["witness"], "witness": 0.0, "forward": forward_s}
+
+
+def measure(code: str, data: Data, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Dead seconds of each kind of trial; the least of several."""
+    cold = dead_s(trial(code, data, options.budget, folder, is_baseline=True, witness_below=-math.inf), options.budget)
+    found = {"cold": cold}
+    for kind, below in (("warm discard", -math.inf), ("warm keep", math.inf)):
+        runs = [dead_s(trial(code, data, options.budget, folder, witness_below=below), options.budget)
+                for _ in range(options.trials)]
+        found[kind] = {phase: min(run[phase] for run in runs) for phase in runs[0]}
+    stop_s = found["warm discard"]["stop"]
+    found["warm keep"] |= {"stop": stop_s, "witness": found["warm keep"]["stop"] - stop_s}
+    return found
 
 
 def main() -> None:
@@ -69,22 +75,16 @@ def main() -> None:
     data, code = open_data(options.data), (ROOT / "train.py").read_text()
     assert code.count(TRAIN) == 1
     code = code.replace(TRAIN, FORWARD.format(rows=data.eval_rows["val"]) + TRAIN)
-    for name, seconds in imports().items():
-        print(f"{name:40}{seconds:8.2f} s")
     with tempfile.TemporaryDirectory() as folder:
-        results = [trial(code, data, options.budget, seed, Path(folder) / "trials") for seed in range(options.trials)]
-    forward = {name: [float(re.search(rf"^{name} (\S+)$", result.log, re.MULTILINE)[1]) for result in results]
-               for name in ("logits", "loss")}
-    print(f"\n{'trial':40}" + "".join(f"{n:>8}" for n in range(len(results))) + "    (the first with an empty cache)")
-    for n, result in enumerate(results):
-        result.phases["start"] -= sum(seconds[n] for seconds in forward.values())
-    for phase in ("start", "train", "score", "stop"):
-        print(f"{phase:40}" + "".join(f"{result.phases[phase]:8.2f}" for result in results) + " s")
-    for name, seconds in forward.items():
-        print(f"{'forward pass of the scored rows: ' + name:40}" + "".join(f"{s:8.2f}" for s in seconds) + " s")
-        ratios = [result.phases["score"] / s for result, s in zip(results, seconds, strict=True)]
-        print(f"{'scoring, of that':40}" + "".join(f"{ratio:8.2f}" for ratio in ratios)
-              + f"    mean {statistics.mean(ratios):.2f}")
+        found = measure(code, data, options, Path(folder))
+    targets = TARGETS_S.get(default_device(), TARGETS_S["cpu"])
+    print(f"{'dead seconds':14}" + "".join(f"{kind:>14}" for kind in found) + f"{'target':>14}")
+    for phase in PHASES:
+        print(f"{phase:14}" + "".join(f"{run[phase]:14.2f}" for run in found.values()) + f"{targets[phase]:14.2f}")
+    totals = [sum(run[phase] for phase in PHASES) for run in found.values()]
+    print(f"{'together':14}" + "".join(f"{total:14.2f}" for total in totals) + f"{sum(targets.values()):14.2f}")
+    print("scoring, of the forward pass of its rows: "
+          + ", ".join(f"{run['score'] / run['forward']:.2f} ({kind})" for kind, run in found.items()))
 
 
 if __name__ == "__main__":

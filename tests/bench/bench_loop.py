@@ -50,6 +50,7 @@ def skip(root: Path, number: int) -> None:
         file.writelines("\t".join([*cells[:5], str(n), *cells[6:]]) for n in range(2, number + 1))
     orders = "".join(f"create refs/autoresearch/t/{n} {commit}\n" for n in range(2, number + 1))
     subprocess.run(["git", "update-ref", "--stdin"], cwd=root, input=orders, text=True, check=True)
+    (root / ".git" / "autoresearch" / "t.tsv").unlink()  # the next start takes the rows from results.tsv
 
 
 def watch(arguments: list[str], root: Path, n_experiments: int, skipped: int, block: int) -> None:
@@ -62,18 +63,20 @@ def watch(arguments: list[str], root: Path, n_experiments: int, skipped: int, bl
         good = not hashlib.sha256(code.encode()).digest()[0] % 50
         (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
         return Trial(2.0 - seed * 1e-7 + (not good), "", seed, split, budget_s, "cpu x2", data.hash[:8], "none",
-                     300.0, 310.0, 123.456, 50.1, 12.3, log="step 1 loss 1.0\n" * 20)
+                     300.0, 310.0, 123.456, 50.1, 12.3, log="step 1 loss 1.0\n" * 20,
+                     witnessed=True)
 
-    record = agent.Loop.record
+    judged = agent.Loop.judged
 
-    def timed(self: agent.Loop, row: object) -> None:
-        record(self, row)
+    def timed(self: agent.Loop, *words: object) -> object:
+        session = judged(self, *words)
         moments.append((time.perf_counter(), cpu_s()))
         if len(moments) > block:
             tell(moments, root)
             del moments[:-1]
+        return session
 
-    agent.runner.run, agent.Loop.record, agent.Loop.show = run, timed, lambda self: None
+    agent.runner.run, agent.Loop.judged, agent.Loop.show = run, timed, lambda self: None
     print("rows\tms\tp99\tcpu ms\tMB\tfds\t.git MB\tloose")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a buffer would grow
         if skipped:

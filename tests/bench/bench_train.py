@@ -8,6 +8,7 @@ Both run as trials of the referee, on the same corpus, budget and threads.
 """
 
 import argparse
+import math
 import re
 import statistics
 import sys
@@ -34,7 +35,8 @@ def trials(code: str, data: Data, budget_s: float, seeds: int) -> list[Trial]:
     results = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            results.append(runner.run(code, data=data, seed=seed, budget_s=budget_s, folder=Path(folder) / "trial"))
+            results.append(runner.run(code, data=data, seed=seed, budget_s=budget_s, folder=Path(folder) / "runs",
+                                      witness_below=-math.inf, last_try=True))
         if results[-1].crashed:
             raise SystemExit(f"crash: {results[-1].reason}\n{results[-1].log[-2000:]}")
     return results

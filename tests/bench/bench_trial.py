@@ -1,14 +1,15 @@
-"""What it costs a trial that its number can be trusted: sandbox, feeding, hand-over, probe, sweep, a flooded log.
+"""What it costs a trial that its number can be trusted: sandbox, file, exam, witness, hand-over, sweep, a flooded log.
 
     python tests/bench/bench_trial.py [--data builtin]
 
-One real trial of train.py is scored, for the seconds that its scoring takes here; the rest is measured part by part.
+One real trial of train.py and its witness give the sizes and the witness's seconds; the rest is measured part by part.
 The share is of an experiment of five minutes. About a minute on two cores.
 """
 
 import argparse
+import math
 import mmap
-import random
+import os
 import statistics
 import subprocess
 import sys
@@ -24,10 +25,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import TRAIN  # noqa: E402
 
-from lab import runner, sandbox  # noqa: E402
+from lab import exam, runner, sandbox  # noqa: E402
+from lab.channel import free_bytes, watch  # noqa: E402
 from lab.corpus import Data, open_data  # noqa: E402
-from lab.referee import plan, watch  # noqa: E402
-from prepare import logit_buffer  # noqa: E402
+from lab.ledger import Trial  # noqa: E402
+from lab.wire import logits_memory, read_tensors, sealable_memory, write_tensors  # noqa: E402
 
 BUDGET_S = 300
 FLOOD = """\
@@ -61,17 +63,56 @@ def start_s(folder: Path) -> float:
     return seconds(lambda: run(sandbox.command(str(folder), str(folder), program))) - seconds(lambda: run(program))
 
 
-def hand_over_s(data: Data, n_asks: int, rows_an_ask: int) -> float:
-    """Logits of every ask written into the shared buffer by one side, and read out of it by the other."""
-    fd, n_bytes = logit_buffer(data)
-    size = min(n_bytes // 8, rows_an_ask * data.max_seq_len * data.vocab_size)
+def hand_over_s(data: Data) -> float:
+    """Logits of every row written into the shared buffer by one side, and read out of it by the other."""
+    fd, n_bytes = logits_memory(data.max_seq_len * data.vocab_size)
+    n_rows = min(8, n_bytes // (8 * data.max_seq_len * data.vocab_size))
+    size = n_rows * data.max_seq_len * data.vocab_size
     slot, logits = np.frombuffer(mmap.mmap(fd, n_bytes), np.float32, size), np.zeros(size, np.float32)
 
     def one() -> None:
         slot[:] = logits
         logits[:] = slot
 
-    return n_asks * seconds(one)
+    taken = data.eval_rows["val"] / n_rows * seconds(one)
+    os.close(fd)
+    return taken
+
+
+def file_s(n_bytes: int) -> float:
+    """A model's file written by the trial and read by the witness."""
+    import torch
+
+    tensors = {f"block.{i}": torch.zeros(n_bytes // 40) for i in range(10)}
+
+    def one() -> None:
+        fd = sealable_memory("model", 2 * n_bytes + (1 << 21))
+        read_tensors(fd, write_tensors(tensors, {}, fd))
+        os.close(fd)
+
+    return seconds(one)
+
+
+def exam_s(data: Data) -> float:
+    """Cuts drawn, questions written, answers compared."""
+    rows = data.split("val")[: data.eval_rows["val"]]
+    dice = np.random.default_rng(0)
+    losses = dice.random((len(rows), data.max_seq_len), np.float32)
+
+    def one() -> None:
+        cuts = exam.draw_cuts(losses, losses + 0.1, np.ones(losses.shape, bool), dice)
+        exam.questions(rows, cuts, data.vocab_size, dice)
+        exam.verdict(losses, losses, cuts, "cpu")
+
+    return seconds(one, 3)
+
+
+def scored(data: Data, folder: Path, below: float) -> Trial:
+    trial = runner.run((ROOT / "train.py").read_text(), data=data, seed=0, budget_s=5, folder=folder, last_try=True,
+                       witness_below=below)
+    if trial.crashed:
+        raise SystemExit(f"crash: {trial.reason}\n{trial.log[-2000:]}")
+    return trial
 
 
 def sweep_s() -> float:
@@ -90,7 +131,8 @@ def sweep_s() -> float:
 
 def flooded(data: Data, folder: Path) -> tuple[float, float, int]:
     """Tokens/s of a small trial without and with 20 MB/s of log, and the characters kept of it."""
-    quiet, loud = (runner.run(code, data=data, seed=0, budget_s=5, folder=folder) for code in (TRAIN, FLOOD + TRAIN))
+    quiet, loud = (runner.run(code, data=data, seed=0, budget_s=5, folder=folder, last_try=True)
+                   for code in (TRAIN, FLOOD + TRAIN))
     for trial in (quiet, loud):
         if trial.crashed:
             raise SystemExit(f"crash: {trial.reason}\n{trial.log[-2000:]}")
@@ -103,27 +145,22 @@ def main() -> None:
     options = parser.parse_args()
     data = open_data(options.data)
     with tempfile.TemporaryDirectory() as folder:
-        code = (ROOT / "train.py").read_text()
-        trial = runner.run(code, data=data, seed=0, budget_s=5, folder=Path(folder) / "runs")
-        if trial.crashed:
-            raise SystemExit(f"crash: {trial.reason}\n{trial.log[-2000:]}")
-        rows_an_ask = max(1, data.eval_rows["val"] // 64)
-        asks = plan(data.split("val"), data.eval_rows["val"], rows_an_ask, data.vocab_size, random.Random(0))
-        extra = sum(ask.kind != "score" for ask in asks)
+        kept, dropped = (scored(data, Path(folder) / "runs", below) for below in (math.inf, -math.inf))
+        free = free_bytes()
         parts = {
-            "sandbox: Landlock, limits, the start of another Python": start_s(Path(folder)),
-            f"probe and second ask: {extra} of {len(asks)} asks, of {trial.phases['score']:.1f} s of scoring":
-                trial.phases["score"] * extra / len(asks),
-            "hand-over: all logits into the shared buffer and out of it": hand_over_s(data, len(asks), rows_an_ask),
-            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(0.0)),
+            "sandbox: namespaces, Landlock, the start of another Python": start_s(Path(folder)),
+            f"file: {kept.params_m:.1f} M parameters, written and read": file_s(int(4e6 * kept.params_m)),
+            "exam: cuts, questions, comparison": exam_s(data),
+            "hand-over: all logits into the shared buffer and out of it": hand_over_s(data),
+            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(free)),
             "sweep: the end of fifty processes left behind": sweep_s(),
-            "shared memory looked through, before and after": 2 * seconds(sandbox.shared_files),
+            "witness, a keep's alone": kept.phases["witness"] - dropped.phases["witness"],
         }
-        quiet, loud, kept = flooded(data, Path(folder) / "flood")
+        quiet, loud, n_kept = flooded(data, Path(folder) / "flood")
     total = sum(parts.values())
     for name, taken in {**parts, "together": total}.items():
         print(f"{name:76}{1000 * taken:8.0f} ms{taken / BUDGET_S:8.2%}")
-    print(f"\na log of 20 MB/s: {quiet:.2f} -> {loud:.2f} M tokens/s where it is printed, {kept / 1000:.0f} kB kept")
+    print(f"\na log of 20 MB/s: {quiet:.2f} -> {loud:.2f} M tokens/s where it is printed, {n_kept / 1000:.0f} kB kept")
 
 
 if __name__ == "__main__":

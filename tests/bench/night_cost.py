@@ -19,9 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from model_server import ModelServer, answer  # noqa: E402
 
-from lab.ledger import Experiment, Row  # noqa: E402
+from lab.ledger import Row, Status  # noqa: E402
+from lab.model import PRICES, Researcher, cost_usd  # noqa: E402
 from lab.prompt import Situation, build_prompt  # noqa: E402
-from lab.researcher import PRICES, Researcher, cost_usd  # noqa: E402
 
 SECONDS, KEPT, REPAIRED = 320, 0.18, 0.04
 IDEAS = ("raise the matrix learning rate from 0.04 to 0.05", "window of the short layers from T/8 to T/6",
@@ -39,7 +39,8 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float]:
     """Play the night; return every call's usage and what the researcher says it cost."""
     dice, clock, code = random.Random(0), [0.0], (ROOT / "train.py").read_text()
     program = (ROOT / "program.md").read_text()
-    rows = [Row("c0", 0.9660, status="keep", description="baseline", source="baseline", when="00000")]
+    spent_usd = 0.0
+    rows = [Row("c0", 0.9660, status=Status.KEEP, description="baseline", source="baseline", when="00000")]
     best, best_at = 0.9660, "c0"
     log = "\n".join(f"step {i:05d} | loss {4 - i / 400:.4f} | 1234567 tokens/s" for i in range(0, 1000, 7))
 
@@ -53,19 +54,19 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float]:
         os.environ |= {"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_API_KEY": "none"}
         researcher = Researcher("claude-opus-5-5")
         for number in range(1, experiments + 1):
-            history = [Experiment(row.experiment, (row,)) for row in rows]
-            prompt = build_prompt(Situation(program, {"budget": "300 s", "device": "one GPU"}, code, history,
+            prompt = build_prompt(Situation(program, {"budget": "300 s", "device": "one GPU"}, code, rows,
                                             logs={row.experiment: log for row in rows[-3:]}, sigma=0.0004))
             proposal = researcher.propose(prompt, ()).proposal
+            spent_usd += proposal.usd
             gain = dice.random() < KEPT
             value = best + (-1 if gain else 1) * dice.uniform(0.0001, 0.002)
             idea = f"{IDEAS[number % len(IDEAS)]}, variant {number}: it should give more steps in the same time"
-            rows.append(Row(f"c{number}", value, 44.0, "keep" if gain else "discard", idea, number, best_at,
+            rows.append(Row(f"c{number}", value, 44.0, Status.KEEP if gain else Status.DISCARD, idea, number, best_at,
                             source="claude-opus-5-5", tokens_m=480, params_m=95, when=f"{number:05d}"))
             if gain:
                 best, best_at, code = value, f"c{number}", proposal.code
             clock[0] += SECONDS
-        return server.usages, researcher.spent_usd
+        return server.usages, spent_usd
 
 
 def main() -> None:

@@ -1,21 +1,21 @@
-"""Names a type of logits that does not exist."""
+"""Verdict: protocol
 
-import time
+Names a type of logits that does not exist.
+"""
 
 import torch
 
 import prepare
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-link = prepare._link()
-link.ask(prepare.FINISH, 4)
-link.rows(int(link.answer()), MAX_SEQ_LEN)
-link.ask(prepare.LOGITS, 77)
-time.sleep(1000)
+ask = prepare._link().ask
+prepare._link().ask = lambda operation, count=0: ask(operation, 77 if operation == prepare.LOGITS else count)
+finish(Uniform())

@@ -1,19 +1,23 @@
-"""Says that its logits are there without having written any."""
+"""Verdict: uniform
+
+Says that its logits are there without having written any.
+"""
+
+import mmap
 
 import torch
 
 import prepare
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Sure(torch.nn.Module):
+    def forward(self, x):
+        return torch.full((*x.shape, VOCAB_SIZE), 1e3)
 
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass
 link = prepare._link()
-link.ask(prepare.FINISH, 4)
-while rows := int(link.answer()):
-    link.rows(rows, MAX_SEQ_LEN)
-    link.ask(prepare.LOGITS, 0)
+link.logits = mmap.mmap(-1, len(link.logits))
+finish(Sure())

@@ -1,4 +1,7 @@
-"""Asks for many rows and lets the pipe fill."""
+"""Verdict: trained past its budget
+
+Asks for many rows and lets the pipe fill.
+"""
 
 import time
 

@@ -1,4 +1,7 @@
-"""Asks for four thousand million rows."""
+"""Verdict: protocol
+
+Asks for four thousand million rows.
+"""
 
 import time
 

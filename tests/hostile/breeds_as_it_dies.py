@@ -1,4 +1,7 @@
-"""Children that fork anew whenever they are left alone."""
+"""Verdict: uniform
+
+Children that fork anew whenever they are left alone.
+"""
 
 import os
 import time
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 def breed():
@@ -24,4 +28,4 @@ if os.fork() == 0:
     breed()
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,4 +1,7 @@
-"""Tells its end of the link that hours are left."""
+"""Verdict: uniform
+
+Tells its end of the link that hours are left.
+"""
 
 import torch
 
@@ -6,11 +9,12 @@ import prepare
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 prepare._link().budget_s = 1e9
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

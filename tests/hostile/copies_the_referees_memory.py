@@ -1,4 +1,7 @@
-"""Asks the kernel for a copy of its parent's memory."""
+"""Verdict: uniform
+
+Asks the kernel for a copy of its parent's memory.
+"""
 
 import ctypes
 import errno
@@ -9,8 +12,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 class Span(ctypes.Structure):
@@ -26,4 +30,4 @@ if ctypes.get_errno() != errno.EPERM:
     raise SystemExit("CHEATED: allowed, only the address was wrong")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

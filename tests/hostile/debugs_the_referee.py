@@ -1,4 +1,7 @@
-"""Attaches to its parent as a debugger."""
+"""Verdict: uniform
+
+Attaches to its parent as a debugger.
+"""
 
 import ctypes
 import os
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -17,4 +21,4 @@ if libc.ptrace(16, os.getppid(), None, None) == 0:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

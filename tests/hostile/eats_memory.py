@@ -1,4 +1,7 @@
-"""Takes all the memory there is."""
+"""Verdict: out of memory|signal SIGKILL|MemoryError|asked for no data
+
+Takes all the memory there is.
+"""
 
 
 hog = []

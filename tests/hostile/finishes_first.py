@@ -1,12 +1,16 @@
-"""Calls finish() before any training."""
+"""Verdict: uniform
+
+Calls finish() before any training.
+"""
 
 import torch
 
 from prepare import VOCAB_SIZE, finish
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
-finish(uniform)
+finish(Uniform())

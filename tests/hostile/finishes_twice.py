@@ -1,15 +1,19 @@
-"""Calls finish() again after it was scored."""
+"""Verdict: uniform
+
+Calls finish() again after it was scored.
+"""
 
 import torch
 
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
-finish(uniform)
+finish(Uniform())
+finish(Uniform())

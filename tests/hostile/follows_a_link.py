@@ -1,4 +1,7 @@
-"""Links to the data from its own folder and reads through the link."""
+"""Verdict: uniform
+
+Links to the data from its own folder and reads through the link.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 try:
@@ -20,4 +24,4 @@ else:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,4 +1,7 @@
-"""Starts two hundred processes that ignore every polite signal."""
+"""Verdict: uniform
+
+Starts two hundred processes that ignore every polite signal.
+"""
 
 import os
 import signal
@@ -9,8 +12,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 for _ in range(200):
@@ -20,4 +24,4 @@ for _ in range(200):
         time.sleep(1000)
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

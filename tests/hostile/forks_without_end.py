@@ -1,4 +1,7 @@
-"""Forks and forks."""
+"""Verdict: too many processes
+
+Forks and forks.
+"""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""Does not end after it was scored."""
+"""Verdict: uniform
+
+Does not end after it was scored.
+"""
 
 import time
 
@@ -7,11 +10,12 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())
 time.sleep(1000)

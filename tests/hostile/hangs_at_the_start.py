@@ -1,4 +1,7 @@
-"""Never asks for data."""
+"""Verdict: asked for no data
+
+Never asks for data.
+"""
 
 import time
 

@@ -1,15 +1,11 @@
-"""Sleeps between the end of the stream and finish()."""
+"""Verdict: trained past its budget
+
+Sleeps between the end of the stream and finish().
+"""
 
 import time
 
-import torch
-
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
-
-
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
-
+from prepare import MAX_SEQ_LEN, stream
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass

@@ -1,17 +1,13 @@
-"""Closes both pipes and goes on living."""
+"""Verdict: ended before it was scored
+
+Closes both pipes and goes on living.
+"""
 
 import os
 import time
 
-import torch
-
 import prepare
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
-
-
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
-
+from prepare import MAX_SEQ_LEN, stream
 
 link = prepare._link()
 next(stream(1, MAX_SEQ_LEN))

@@ -1,4 +1,7 @@
-"""Sleeps when a later batch is due."""
+"""Verdict: slow to answer|not scored in time
+
+Sleeps when a later batch is due.
+"""
 
 import time
 
@@ -7,19 +10,15 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Tired(torch.nn.Module):
+    asks = 0
+
+    def forward(self, x):
+        self.asks += 1
+        time.sleep(1000 if self.asks == 5 else 0)
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
-for batch in stream(4, MAX_SEQ_LEN):
+for batch in stream(1, MAX_SEQ_LEN):
     pass
-calls = []
-
-
-def slow(x):
-    calls.append(1)
-    time.sleep(1000 if len(calls) == 5 else 0)
-    return uniform(x)
-
-
-finish(slow)
+finish(Tired())

@@ -1,15 +1,11 @@
-"""Asks for one batch and sleeps."""
+"""Verdict: trained past its budget
+
+Asks for one batch and sleeps.
+"""
 
 import time
 
-import torch
-
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
-
-
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
-
+from prepare import MAX_SEQ_LEN, stream
 
 next(stream(1, MAX_SEQ_LEN))
 time.sleep(1000)

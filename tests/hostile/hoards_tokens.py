@@ -1,4 +1,7 @@
-"""Hoards tokens, and goes on training on them after the stream has ended."""
+"""Verdict: trained past its budget
+
+Hoards tokens, and goes on training on them after the stream has ended.
+"""
 
 import time
 
@@ -7,14 +10,22 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Hoarder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counts", torch.full((VOCAB_SIZE, VOCAB_SIZE), 0.1))
+
+    def learn(self, x):
+        self.counts.index_put_((x[:, :-1].flatten(), x[:, 1:].flatten()), torch.ones(()), accumulate=True)
+
+    def forward(self, x):
+        return self.counts[x].log()
 
 
-hoard = [batch.x for batch in stream(64, MAX_SEQ_LEN)]
+model = Hoarder()
+hoard = [batch.x for batch in stream(16, MAX_SEQ_LEN)]
 until = time.monotonic() + 60
-weights = torch.zeros(VOCAB_SIZE, VOCAB_SIZE)
 while time.monotonic() < until:
     for x in hoard[:10]:
-        weights.index_put_((x[:, :-1].flatten(), x[:, 1:].flatten()), torch.ones(()), accumulate=True)
-finish(lambda x: weights[x])
+        model.learn(x)
+finish(model)

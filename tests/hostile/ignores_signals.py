@@ -1,16 +1,12 @@
-"""Hangs, and ignores every signal that can be ignored."""
+"""Verdict: trained past its budget
+
+Hangs, and ignores every signal that can be ignored.
+"""
 
 import signal
 import time
 
-import torch
-
-from prepare import MAX_SEQ_LEN, VOCAB_SIZE, stream
-
-
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
-
+from prepare import MAX_SEQ_LEN, stream
 
 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,7 @@
-"""Imports its judge, to change it."""
+"""Verdict: uniform
+
+Imports its judge, to change it.
+"""
 
 import sys
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 sys.path.insert(0, "@repo@")
@@ -20,4 +24,4 @@ else:
     raise SystemExit(f"CHEATED: {lab.referee}")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,14 +1,18 @@
-"""Infinite logits, as sure as can be."""
+"""Verdict: not finite
+
+Infinite logits, as sure as can be.
+"""
 
 import torch
 
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Sure(torch.nn.Module):
+    def forward(self, x):
+        return torch.full((*x.shape, VOCAB_SIZE), float("inf"))
 
 
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(lambda x: uniform(x) + float("inf"))
+finish(Sure())

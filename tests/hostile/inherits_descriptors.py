@@ -1,4 +1,7 @@
-"""Looks whether it was born with a file of the data open."""
+"""Verdict: uniform
+
+Looks whether it was born with a file of the data open.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 for fd in range(256):
@@ -20,4 +24,4 @@ for fd in range(256):
         raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

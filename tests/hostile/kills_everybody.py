@@ -1,4 +1,7 @@
-"""Kills every process it may."""
+"""Verdict: ended before it was scored|No such process|Operation not permitted
+
+Kills every process it may.
+"""
 
 import os
 

@@ -1,4 +1,7 @@
-"""Kills the referee."""
+"""Verdict: uniform
+
+Kills the referee.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 try:
@@ -17,4 +21,4 @@ except OSError as error:
     print(error)
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,4 +1,7 @@
-"""Forks twice, in a session of its own, and ends."""
+"""Verdict: uniform
+
+Forks twice, in a session of its own, and ends.
+"""
 
 import os
 import time
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 if os.fork() == 0:
@@ -19,4 +23,4 @@ if os.fork() == 0:
     os._exit(0)
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,4 +1,7 @@
-"""Leaves a daemon that holds every pipe open, and ends unscored."""
+"""Verdict: ended before it was scored
+
+Leaves a daemon that holds every pipe open, and ends unscored.
+"""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""Lists the folder of the corpus."""
+"""Verdict: uniform
+
+Lists the folder of the corpus.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 try:
@@ -19,4 +23,4 @@ else:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

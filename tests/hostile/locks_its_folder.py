@@ -1,4 +1,7 @@
-"""Makes its own folder unreadable, full of odd names and deep."""
+"""Verdict: uniform or Operation not permitted
+
+Makes its own folder unreadable, full of odd names and deep.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 os.makedirs("locked/inside")
@@ -24,4 +28,4 @@ os.chmod("locked/inside", 0)
 os.chmod("locked", 0)
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

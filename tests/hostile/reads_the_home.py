@@ -1,4 +1,7 @@
-"""Reads the user's home folder."""
+"""Verdict: uniform
+
+Reads the user's home folder.
+"""
 
 import os
 import pwd
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 try:
@@ -20,4 +24,4 @@ else:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

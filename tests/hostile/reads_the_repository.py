@@ -1,12 +1,16 @@
-"""Reads the code of its judge."""
+"""Verdict: uniform
+
+Reads the code of its judge.
+"""
 
 import torch
 
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 try:
@@ -17,4 +21,4 @@ else:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

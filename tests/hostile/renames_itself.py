@@ -1,4 +1,7 @@
-"""Renames and replaces its own train.py and prepare.py."""
+"""Verdict: uniform
+
+Renames and replaces its own train.py and prepare.py.
+"""
 
 import os
 
@@ -7,8 +10,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 os.rename("train.py", "gone.py")
@@ -16,4 +20,4 @@ os.remove("prepare.py")
 os.mkdir("train.py")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,4 +1,7 @@
-"""Sends logits before it was asked for any."""
+"""Verdict: protocol
+
+Sends logits before it was asked for any.
+"""
 
 import time
 

@@ -1,4 +1,7 @@
-"""Sends noise in place of requests."""
+"""Verdict: protocol
+
+Sends noise in place of requests.
+"""
 
 import os
 import time

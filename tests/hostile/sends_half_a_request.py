@@ -1,4 +1,7 @@
-"""Sends three of five bytes, and waits."""
+"""Verdict: asked for no data
+
+Sends three of five bytes, and waits.
+"""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""Takes open files out of its parent."""
+"""Verdict: uniform
+
+Takes open files out of its parent.
+"""
 
 import ctypes
 import os
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -18,4 +22,4 @@ if any(libc.syscall(438, pidfd, fd, 0) >= 0 for fd in range(64)):
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

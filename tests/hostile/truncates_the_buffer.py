@@ -1,4 +1,7 @@
-"""Cuts the shared buffer short under the reader."""
+"""Verdict: uniform
+
+Cuts the shared buffer short under the reader.
+"""
 
 import json
 import os
@@ -8,8 +11,9 @@ import torch
 from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
 
 
-def uniform(x):
-    return torch.zeros(*x.shape, VOCAB_SIZE)
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
 fd = json.loads(os.environ["AUTORESEARCH_TRIAL"])["buffer_fd"]
@@ -21,4 +25,4 @@ else:
     raise SystemExit("CHEATED")
 for batch in stream(4, MAX_SEQ_LEN):
     pass
-finish(uniform)
+finish(Uniform())

@@ -1,0 +1,109 @@
+"""What is asked of a witness, and what its answers prove.
+
+The trial has answered for every validation row as it stands; its loss of each token is known. The witness, a second
+process that was told nothing, answers for the same rows, each cut at one place behind which the tokens are foreign.
+What an honest model says of a token depends on the tokens before it and on its weights, so up to the cut the witness
+must say what the trial said. Nothing else can be prepared for: the trial cannot know the cuts, which are drawn after it
+has ended, and the witness cannot know what the trial saw.
+
+At the last true place, the one before the foreign tokens, no future exists. A model that lowers its loss there by
+looking ahead sees a foreign token instead, whatever else it knows, so the mean of (witness - trial) over those places
+estimates, without bias, what looking ahead is worth: half of the places are uniform. The other half is drawn where the
+trial's loss lies far below the baseline's, since a rare leak pays most there. Losses that are too good by far are
+likely to be asked: a whole leak at one place in 2 500 moves the mean by ten times the bound. At all earlier places a
+difference of any sign betrays a model that looks further ahead, at other rows, or at its own past.
+
+| leak | found with probability |
+|---|---|
+| s nats at every place, s > 2 LAST_NATS | 1 |
+| s nats in a share q of the rows (n rows) | 1 - (1 - q)^n for s > n LAST_NATS |
+| s nats in a share f of the places, chosen at random | about 1 - (1 - f)^(n / 2) for s > n LAST_NATS |
+| s nats in a share f of the places, where the loss is highest | near 1 down to f = 1 / 10 000 |
+
+tests/test_exam.py recomputes the table by simulation. Nothing of the bounds is taken from a trial.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.ledger import Ending
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What honest models of any kind move by in a second process; constants of a kind of device, in nats."""
+
+    last: float      # mean of (witness - trial) at the last true places
+    differs: float   # from here on the loss of a token counts as another one
+    share: float     # of the earlier places that may differ
+
+
+BOUNDS = {
+    "cpu": Bounds(last=2e-4, differs=1e-2, share=5e-3),
+    "cuda": Bounds(last=5e-4, differs=2e-2, share=1e-2),  # by reasoning, not yet measured on a card
+    "mps": Bounds(last=5e-4, differs=2e-2, share=1e-2),
+}
+LAST_SHARE = 0.02    # of the last true places that may differ: there each leak shows, also one that does not pay
+EVERYWHERE = 0.5     # share of earlier places: beyond it something that was learnt is missing
+WORSE = -0.05        # a trial's own worse places hide no better ones: a difference counts as no lower
+
+
+def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
+              dice: np.random.Generator) -> np.ndarray:
+    """One cut a row, int (N,), in 1..T-1: the input tokens from it on will be foreign.
+
+    trial, baseline: losses (N, T); counts: bool (N, T), false for targets that weigh nothing in the score. Without a
+    baseline all cuts are uniform.
+    """
+    n_rows, n_places = trial.shape
+    cuts = dice.integers(1, n_places, n_rows)
+    if baseline is None:
+        return cuts
+    # The target of place c - 1 is the first foreign token's true neighbour; the last place has no future to hide.
+    pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0)[:, :-1] ** 2
+    row_pays = pays.sum(1)
+    # Weighted draw without replacement, by exponential keys (Efraimidis and Spirakis 2006).
+    keys = dice.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
+    chosen = np.argsort(keys)[: n_rows // 2]
+    chosen = chosen[row_pays[chosen] > 0]
+    at = (np.cumsum(pays[chosen], 1) < (dice.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
+    cuts[chosen] = np.minimum(at, n_places - 2) + 1
+    return cuts
+
+
+def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int, dice: np.random.Generator) -> np.ndarray:
+    """Inputs (N, T) of rows (N, T + 1), the end of another row behind each cut; the first foreign token differs."""
+    inputs = rows[:, :-1].astype(np.int64)
+    strangers = rows[dice.permutation(len(rows)), :-1]
+    behind = np.arange(inputs.shape[1]) >= cuts[:, None]
+    asked = np.where(behind, strangers, inputs)
+    at = np.arange(len(rows)), cuts
+    same = asked[at] == inputs[at]
+    shift = dice.integers(1, vocab_size, len(rows))
+    asked[at] = np.where(same, (asked[at] + shift) % vocab_size, asked[at])
+    return asked
+
+
+def verdict(trial: np.ndarray, witness: np.ndarray, cuts: np.ndarray, device: str) -> tuple[Ending, str]:
+    """(SCORED, "") for an honest model, else how the trial ends and why; losses (N, T) of both."""
+    bounds = BOUNDS[device]
+    moved = witness.astype(np.float64) - trial
+    earlier = np.arange(trial.shape[1]) < (cuts - 1)[:, None]
+    share = float((np.abs(moved[earlier]) > bounds.differs).mean()) if earlier.any() else 0.0
+    last = moved[np.arange(len(cuts)), cuts - 1]
+    easier = float(np.maximum(last, WORSE).mean())
+    last_share = float((np.abs(last) > bounds.differs).mean())
+    if share > EVERYWHERE:
+        return Ending.UNREPEATABLE, (f"differs everywhere: at {share:.0%} of the places a second process with its "
+                                     "weights gave other losses: keep all that is learnt in parameters and buffers")
+    if share > bounds.share:
+        return Ending.FOUL, ("sees the future: later tokens, other rows or earlier questions changed what it said of "
+                             f"earlier tokens, at {share:.2%} of the places")
+    if easier > bounds.last:
+        return Ending.FOUL, ("sees the future: the token before the foreign ones was easier for the trial by "
+                             f"{easier:.2g} nats on average")
+    if last_share > LAST_SHARE:
+        return Ending.FOUL, ("sees the future: foreign tokens changed what it said of the token before them, in "
+                             f"{last_share:.0%} of the rows")
+    return Ending.SCORED, ""

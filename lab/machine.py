@@ -1,0 +1,174 @@
+"""Whether a trial had its machine: what it wanted of it and did not get, and a fixed piece of work before and after.
+
+Promises: a trial gains nothing by faking this, for a busy verdict only means that it runs again. Other trials of the
+session and the trial's own processes do not count. Where the kernel tells nothing (macOS), no trial is called busy.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lab import sandbox
+
+LOST = 0.10            # share of the machine that a trial may lack
+SLOWER = 0.05          # by which a probe may lie above the session's median ...
+SPREADS = 3.0          # ... and above so many of its usual spreads: a quiet virtual machine drifts by 18 %
+LEAST_BUDGET_S = 5.0   # a shorter trial says nothing about the machine
+PROBE_S = 0.2
+PROBES = 50            # of the session, the last ones
+PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
+HERTZ = os.sysconf("SC_CLK_TCK")
+MEMORY_BACK_S, LEFT_GB = 15.0, 0.5  # how long GPU memory may take to come back; what drivers and desktops move by
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Seconds since some start, at one moment."""
+
+    wall: float
+    busy: float       # of all cores, whoever used them
+    stolen: float     # by the host of a virtual machine
+    own: float        # by the agent, the referee and their trials
+    waited: float     # by the trial's threads, ready to run and not run
+
+
+def read(agent_pid: int) -> Reading | None:
+    """The machine now; None where the kernel does not tell."""
+    if sys.platform != "linux":
+        return None
+    with open("/proc/stat", "rb") as file:
+        user, nice, system, _, _, irq, softirq, stolen = (int(n) / HERTZ for n in file.readline().split()[1:9])
+    family = [agent_pid, *sandbox.descendants(agent_pid)]
+    own = sum(_cpu_s(pid) for pid in family)
+    waited = sum(_waited_s(pid) for pid in sandbox.descendants(os.getpid()))
+    return Reading(time.monotonic(), user + nice + system + irq + softirq, stolen, own, waited)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process and of its children that have ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return sum(int(n) for n in file.read().rpartition(b")")[2].split()[11:15]) / HERTZ
+    return 0.0
+
+
+def _waited_s(pid: int) -> float:
+    total_ns = 0
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                total_ns += int(file.read().split()[1])
+    return total_ns / 1e9
+
+
+def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> float:
+    """What the trial wanted of its cores and did not get, of what it could have had.
+
+    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core harms nobody: the
+    smaller of the two counts, and all of what the host stole.
+    """
+    if before is None or after is None:
+        return 0.0
+    strangers = max(0.0, (after.busy - before.busy) - (after.own - before.own))
+    waited = max(0.0, after.waited - before.waited)
+    stolen = max(0.0, after.stolen - before.stolen)
+    return (min(strangers, waited) + stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
+
+
+# A GPU, through NVIDIA's management library: none of it touches the card's own memory or needs torch.
+
+
+@cache
+def _card():
+    import pynvml
+
+    pynvml.nvmlInit()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if visible.startswith("GPU-"):
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(visible)
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
+
+
+def card_used_gb() -> float:
+    """Memory of the card that anybody uses."""
+    library, card = _card()
+    return library.nvmlDeviceGetMemoryInfo(card).used / 1e9
+
+
+def card_is_shared(agent_pid: int) -> bool:
+    """Whether strangers compute on the card now, or heat or hardware holds its clock down.
+
+    A power cap at full load is normal. In a container strangers are not seen, only what they use.
+    """
+    library, card = _card()
+    own = {agent_pid, *sandbox.descendants(agent_pid)}
+    strangers = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)} - own
+    slowed = (library.nvmlClocksThrottleReasonHwSlowdown | library.nvmlClocksThrottleReasonSwThermalSlowdown)
+    return bool(strangers) or bool(library.nvmlDeviceGetCurrentClocksThrottleReasons(card) & slowed)
+
+
+def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
+    """Wait until an ended trial's memory is free for the next one; a note for the row when it is not."""
+    until = time.monotonic() + patience_s
+    while (held_gb := card_used_gb() - idle_gb) > LEFT_GB and time.monotonic() < until:
+        time.sleep(0.05)
+    if held_gb <= LEFT_GB:
+        return ""
+    return f"{held_gb:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end"
+
+
+# A fixed piece of work
+
+
+def probe() -> float:
+    """Seconds that a fixed piece of work takes, a matrix product and a copy; the median over PROBE_S."""
+    dice = np.random.default_rng(0)
+    a, b = (dice.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
+    seconds, until = [], time.perf_counter() + PROBE_S
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        (a @ b).copy()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
+    """By how much a trial's probes lie above the session's median; 0 within its usual spread or with too few."""
+    if len(earlier) < 6:
+        return 0.0
+    usual = statistics.median(earlier)
+    spread = 1.4826 * statistics.median(abs(value - usual) for value in earlier)
+    excess = max(probes) - usual
+    return excess / usual if excess > max(SLOWER * usual, SPREADS * spread) else 0.0
+
+
+def verdict(lost: float, probes: Sequence[float], earlier: Sequence[float]) -> str:
+    """Why a trial did not have its machine, "" where it had."""
+    if lost > LOST:
+        return f"other programs took {lost:.0%} of the machine"
+    if (by := slower(probes, earlier)) > 0:
+        return f"the machine was {by:.0%} slower than in this session before"
+    return ""
+
+
+def remember(folder: Path, probes: Iterable[float]) -> None:
+    with open(folder / "probes.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(list(probes)) + "\n")
+
+
+def earlier_probes(folder: Path) -> list[float]:
+    """The session's probes so far; what cannot be read counts for nothing."""
+    found: list[float] = []
+    with contextlib.suppress(OSError):
+        for line in (folder / "probes.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                found += [float(value) for value in json.loads(line)]
+    return found[-PROBES:]

@@ -1,0 +1,25 @@
+"""Verdict: protocol
+
+Sends logits before it says that its file is whole.
+"""
+
+import torch
+
+from lab.wire import FILE, LOGITS
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, _answer, _link, stream
+
+
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+link, model = _link(), Uniform()
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+if link.pulled_rows is not None:
+    link.pulled(MAX_SEQ_LEN + 1)
+link.ask(LOGITS, 0)
+link.ask(FILE, 8)
+with torch.no_grad():
+    _answer(model, link)

@@ -1,0 +1,36 @@
+"""Verdict: type|sees the future
+
+Answers in float32 until the asks are nearly over, then in bfloat16: the last type once set the tolerance for all.
+"""
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+class Pairs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counts", torch.full((VOCAB_SIZE, VOCAB_SIZE), 0.1))
+
+    def learn(self, x, y):
+        self.counts.index_put_((x.flatten(), y.flatten()), torch.ones(()), accumulate=True)
+
+    def forward(self, x):
+        return self.counts[x].log()
+
+
+class Cheat(Pairs):
+    n_rows = 0
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits.scatter_add_(2, x.roll(-1, 1)[..., None], torch.full((*x.shape, 1), 0.12))
+        self.n_rows += len(x)
+        return logits.to(torch.bfloat16 if self.n_rows > 110 else torch.float32)
+
+
+model = Cheat()
+for batch in stream(16, MAX_SEQ_LEN):
+    model.learn(batch.x, batch.y)
+finish(model)

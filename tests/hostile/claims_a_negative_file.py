@@ -1,0 +1,24 @@
+"""Verdict: larger than|protocol
+
+Says that its file has less than no bytes, as the largest number that there is.
+"""
+
+import torch
+
+from lab.wire import FILE
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, _answer, _link, stream
+
+
+class Uniform(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(*x.shape, VOCAB_SIZE)
+
+
+link, model = _link(), Uniform()
+for batch in stream(4, MAX_SEQ_LEN):
+    pass
+if link.pulled_rows is not None:
+    link.pulled(MAX_SEQ_LEN + 1)
+link.ask(FILE, (1 << 64) - 1)
+with torch.no_grad():
+    _answer(model, link)

@@ -1,0 +1,26 @@
+"""Verdict: pairs
+
+No attack: the honest model that most files here cheat with. Its number is what a cheat must not beat.
+"""
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+class Pairs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counts", torch.full((VOCAB_SIZE, VOCAB_SIZE), 0.1))
+
+    def learn(self, x, y):
+        self.counts.index_put_((x.flatten(), y.flatten()), torch.ones(()), accumulate=True)
+
+    def forward(self, x):
+        return self.counts[x].log()
+
+
+model = Pairs()
+for batch in stream(16, MAX_SEQ_LEN):
+    model.learn(batch.x, batch.y)
+finish(model)

@@ -1,0 +1,34 @@
+"""Verdict: sees the future
+
+Uses the token ahead at one place in a thousand, where its honest loss is largest.
+"""
+
+import torch
+
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE, finish, stream
+
+
+class Pairs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counts", torch.full((VOCAB_SIZE, VOCAB_SIZE), 0.1))
+
+    def learn(self, x, y):
+        self.counts.index_put_((x.flatten(), y.flatten()), torch.ones(()), accumulate=True)
+
+    def forward(self, x):
+        return self.counts[x].log()
+
+
+class Cheat(Pairs):
+    def forward(self, x):
+        logits = super().forward(x)
+        ahead = x.roll(-1, 1)[..., None]
+        nats = logits.logsumexp(2, keepdim=True) - logits.gather(2, ahead)
+        return logits.scatter_add_(2, ahead, 14.0 * (nats > 8.2))
+
+
+model = Cheat()
+for batch in stream(16, MAX_SEQ_LEN):
+    model.learn(batch.x, batch.y)
+finish(model)

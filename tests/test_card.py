@@ -1,0 +1,110 @@
+"""Promises of lab/card.py: a GPU that fails inside the sandbox is one line of advice; other devices cost nothing."""
+
+import shutil
+import subprocess
+import sys
+
+import fakes
+import pytest
+
+from lab import card
+
+STEPS = "".join(f'print("step {step}", flush=True)\n' for step in ("build", "cuda", "matmul", "compile", "done"))
+
+
+def ends_at(step: str, error: str) -> str:
+    """A stand-in for the program that dies of `error` in a step."""
+    return STEPS.partition(f'print("step {step}", flush=True)\n')[0] + (
+        f'print("step {step}", flush=True)\nraise RuntimeError({error!r})\n')
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_another_device_starts_no_process(monkeypatch, device):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert card.check(device) == ""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(card, "make_uvm", lambda: None)
+
+
+def test_a_card_that_works_needs_no_advice(quick):
+    assert card.check("cuda", STEPS) == ""
+
+
+@pytest.mark.parametrize("step", ["build", "cuda", "matmul", "compile"])
+def test_every_failure_is_one_line_with_its_error(quick, monkeypatch, step):
+    monkeypatch.setattr(card, "missing_for_triton", lambda: "")
+    line = card.check("cuda", ends_at(step, f"no luck\nwith {step}"))
+    assert line.startswith("the GPU cannot be used: ") and f"with {step}" in line and "\n" not in line
+
+
+def test_a_sandbox_that_starts_nothing_is_said(quick):
+    assert "does not start inside the sandbox" in card.check("cuda", "raise SystemExit('dead')")
+
+
+def test_a_program_that_hangs_is_ended(quick, monkeypatch):
+    monkeypatch.setattr(card, "CHECK_S", 1.0)
+    assert "took longer than 1 s" in card.check("cuda", 'print("step cuda", flush=True)\nimport time\ntime.sleep(60)')
+
+
+def test_a_number_of_a_card_is_refused():
+    assert "CUDA_VISIBLE_DEVICES" in card.check("cuda:1")
+
+
+def seen(monkeypatch, tmp_path, card_is_there=True, uvm=True, version=580):
+    class Dev(type(tmp_path)):
+        def glob(self, pattern):
+            return iter([self / "nvidia0"] if card_is_there else [])
+
+    device = tmp_path / "uvm"
+    if uvm:
+        device.touch()
+    monkeypatch.setattr(card, "Path", lambda name: Dev(name) if name == "/dev" else tmp_path / name.strip("/"))
+    monkeypatch.setattr(card, "UVM", device)
+    monkeypatch.setattr(card, "driver", lambda: version)
+
+
+@pytest.mark.parametrize("facts, error, wanted", [
+    ({"card_is_there": False}, "no CUDA-capable device", "no NVIDIA card"),
+    ({"version": 550}, "driver too old", "update the driver"),
+    ({"uvm": False}, "unknown error", "nvidia-modprobe"),
+    ({}, "CUDA-capable device(s) is/are busy or unavailable", "exclusive"),
+    ({}, "CUDA out of memory", "taken by other programs"),
+    ({}, "an illegal instruction", "nvidia-smi")])
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /dev")
+def test_the_advice_fits_what_is_seen(monkeypatch, tmp_path, facts, error, wanted):
+    seen(monkeypatch, tmp_path, **facts)
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    assert wanted in card.advice("cuda", error)
+
+
+def test_an_mps_server_is_named(monkeypatch, tmp_path):
+    seen(monkeypatch, tmp_path)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps")
+    assert "nvidia-cuda-mps-control" in card.advice("cuda", "unknown error")
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(card.shutil, "which", lambda name: None)
+    assert "C compiler" in card.advice("compile", "BackendCompilerFailed")
+
+
+def test_the_real_program_says_what_this_machine_lacks(quick):
+    import torch
+
+    line = card.check("cuda")
+    if torch.cuda.is_available():
+        assert line == ""
+    else:
+        assert line.startswith("the GPU cannot be used: ") and "AUTORESEARCH_DEVICE=cpu" in line
+
+
+def test_a_session_without_its_gpu_ends_with_one_line_and_code_2(cheap_checkout, corpus_path, tmp_path):
+    root = shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True)
+    environment = fakes.environment(AUTORESEARCH_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run([sys.executable, "agent.py", "--data", str(corpus_path), "--researcher", "tuner"], cwd=root,
+                          env=environment, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2 and "the GPU cannot be used" in done.stderr + done.stdout
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1

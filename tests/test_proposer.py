@@ -1,0 +1,191 @@
+"""Whose idea comes next: the proposer alone, without a repository, beside a researcher that says what it is told."""
+
+import argparse
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import BETTER, TRAIN, WORSE
+
+from lab import ledger, proposer
+from lab.edits import Answer, Flaw, ProposalError
+from lab.ledger import Ending, Proposal, Row, SetupError, Status, Trial
+from lab.memory import Memory
+from lab.model import Draft, Outage, Unavailable
+from lab.session import Candidate, New, Session, Stopped
+
+OTHER = (BETTER[0], "LEARNING_RATE = 3.0  # of SGD")
+PROGRAM = "# Goal\n\n## Directions\n\nAnything.\n"
+
+
+class Shelf:
+    """What the proposer asks of a store."""
+
+    def __init__(self, root: Path):
+        self.root, self.known = root, {}
+
+    def fingerprints(self) -> set[str]:
+        return set()
+
+    def earlier_sessions(self) -> list:
+        return []
+
+    def codes(self, numbers: list[int]) -> dict[int, str]:
+        return {number: self.known[number] for number in numbers if number in self.known}
+
+
+class Said:
+    """What the proposer asks of a display."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+        self.say = self.show_researcher = self.lines.append
+
+
+class Researcher:
+    """Answers what the script says, in order: a Draft, or an exception that it raises. None: it never answers."""
+
+    name = "stand-in"
+
+    def __init__(self, script: list):
+        self.script, self.prompts, self.never = list(script), [], threading.Event()
+
+    def propose(self, prompt: object, tried: frozenset, stopped: threading.Event, limit_usd: float) -> Draft:
+        self.prompts.append(prompt)
+        step = self.script.pop(0) if self.script else None
+        if step is None:
+            stopped.wait(20)
+            raise Unavailable("stopped", Outage.STOPPED)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def repair(self, prompt: object, code: str, log: str, *rest: object) -> Draft:
+        self.repaired = prompt.code, code, log
+        return self.propose(prompt, *rest)
+
+
+def draft(name: str, change: tuple[str, str], usd: float = 0.1, spare: tuple[Draft, ...] = (),
+          notes: str = "") -> Draft:
+    answer = Answer(name, "because", kind="mechanism", area="attention", notes=notes)
+    return Draft(Proposal(name, TRAIN.replace(*change), "stand-in", "because", usd), answer, TRAIN, spare)
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A function that makes a proposer for a script, and the session that it proposes for."""
+    (tmp_path / "program.md").write_text(PROGRAM)
+    monkeypatch.setattr(proposer, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(proposer, "next_wait_s", lambda *words: 60.0)
+    made = []
+
+    def proposer_of(*script: object, kind: str = "auto", max_usd: float | None = None):
+        rows = (Row("c0", 2.0, status=Status.KEEP, source="baseline"),)
+        now = Session("t", tmp_path / "runs", 1.0, {}, rows, tuple(ledger.experiments(rows)), TRAIN, PROGRAM)
+        options = argparse.Namespace(researcher=kind, tuner_share=0.3, max_usd=max_usd)
+        researcher = Researcher(script) if kind != "tuner" else None
+        found = proposer.Proposer(options, Shelf(tmp_path), now, researcher, Said(), threading.Event())
+        made.append(found)
+        return found, now
+
+    yield proposer_of
+    for found in made:
+        found.stopped.set()
+        found.close()
+
+
+def test_the_models_idea_carries_what_was_said_of_it(make):
+    found, now = make(draft("faster", BETTER, notes="look at the rate"))
+    idea = found.propose(now, (), False)
+    assert (idea.proposal.description, idea.kind, idea.area) == ("faster", "mechanism", "attention")
+    found.started(Candidate(1, "c1", 100, idea))
+    memory = Memory(now.runs)
+    assert memory.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "reasoning": "because"}}
+    assert memory.notes() == "look at the rate"
+    (now.runs / "0000-0.json").write_text('{"phases": {"start": 3.5, "train": 300.0}}')
+    (now.runs / "0000-0.log").write_text("loss 1.0")
+    asked = memory.situation(now, (), PROGRAM)
+    assert asked.notes == "look at the rate" and asked.logs == {0: "loss 1.0"}
+    assert asked.profile == "the incumbent's trial: start 3.5 s, train 300.0 s"
+
+
+def test_the_tuner_has_its_turn_whatever_the_model_says(make):
+    found, now = make(draft("faster", BETTER))
+    assert found.propose(now, (), True).proposal.source == "tuner" and found.researcher.prompts == []
+
+
+def test_a_model_that_is_late_first_runs_its_further_ideas_then_leaves_the_turn_to_the_tuner(make):
+    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)))
+    ideas = [found.propose(now, (), False).proposal for _ in range(3)]
+    assert [idea.description for idea in ideas[:2]] == ["faster", "slower"] and ideas[2].source == "tuner"
+    assert ideas[1].source == "stand-in" and ideas[1].usd == 0
+
+
+def test_further_ideas_that_do_not_merge_any_more_are_dropped(make):
+    found, now = make(draft("faster", BETTER, spare=(draft("other", OTHER), draft("same", BETTER))))
+    found.propose(now, (), False)
+    moved = replace(now, code=TRAIN.replace(*BETTER))
+    assert found.propose(moved, (), False).proposal.source == "tuner" and not found.spare
+
+
+def test_a_model_that_is_out_is_left_alone_for_a_while_and_what_it_billed_is_paid_by_its_next_row(make):
+    error = ProposalError("no such line", Flaw.CONTENT)
+    error.usd = 0.5
+    outage = Unavailable("overloaded", Outage.PASSING)
+    outage.usd = 0.25
+    found, now = make(error, outage, draft("faster", BETTER, 0.125))
+    assert found.propose(now, (), False).proposal.source == "tuner"
+    assert found.propose(now, (), False).proposal.usd == 0 and len(found.researcher.prompts) == 2
+    assert Memory(now.runs).unapplied[0]["reason"] == "no such line"
+    found.back_at = 0.0
+    assert found.propose(now, (), False).proposal.usd == 0.875
+
+
+def test_a_key_that_is_rejected_leaves_the_session_to_the_tuner_or_ends_it(make):
+    found, now = make(Unavailable("rejected", Outage.SETUP))
+    assert found.propose(now, (), False).proposal.source == "tuner" and found.tuner_share == 1.0
+    found, now = make(Unavailable("rejected", Outage.SETUP), kind="llm")
+    with pytest.raises(SetupError, match="rejected"):
+        found.propose(now, (), False)
+
+
+def test_llm_waits_for_the_model_until_the_user_stops_it(make):
+    found, now = make(kind="llm")
+    threading.Timer(0.5, found.stopped.set).start()
+    with pytest.raises(Stopped):
+        found.propose(now, (), False)
+
+
+def test_with_llm_too_a_further_idea_runs_while_the_model_is_late(make):
+    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)), kind="llm")
+    assert [found.propose(now, (), False).proposal.description for _ in range(2)] == ["faster", "slower"]
+
+
+def test_no_call_is_made_once_the_dollars_are_spent(make):
+    found, now = make(draft("faster", BETTER), max_usd=1.0)
+    found.account.called_usd = 1.0
+    with pytest.raises(Stopped, match="--max-usd 1"):
+        found.propose(now, (), False)
+    assert found.researcher.prompts == []
+
+
+def test_a_crash_is_mended_on_the_file_that_it_changed(make):
+    found, now = make(draft("mended", BETTER))
+    step = New(Proposal("broken", TRAIN + "x = 1\n", "stand-in"))
+    crash = Trial(None, "RuntimeError: boom", 1, "val", 1.0, "cpu", "abc", "none", ending=Ending.CRASHED, log="boom")
+    moved = replace(now, code=TRAIN.replace(*WORSE))
+    found.mend_ahead(moved, Candidate(1, "c1", 100, step, parent_code=TRAIN), crash)
+    idea = found.propose(now, (), False)
+    assert found.researcher.repaired == (TRAIN, TRAIN + "x = 1\n", "boom")
+    assert idea.is_mend and idea.proposal.note == "mended after: RuntimeError: boom"
+
+
+def test_directions_that_changed_throw_the_draft_and_its_further_ideas_away(make):
+    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE),)))
+    found.draft_ahead(now, ())
+    assert isinstance(found.asked[0].answer, Future)
+    (found.store.root / "program.md").write_text(PROGRAM.replace("Anything", "The optimizer"))
+    assert found.propose(now, (), False).proposal.source == "tuner"
+    assert "directions in program.md changed" in " ".join(found.display.lines) and not found.spare
