@@ -141,12 +141,16 @@ def _answer_type(channel: Channel, deadline: float, before: str) -> str:
 
 def _patience(waits_s: Sequence[float], first_s: float) -> float:
     """Seconds that the next answer may take; the first ones are looked at again when all are known."""
-    return first_s if len(waits_s) < 3 else max(SLOW_S, SLOW_MEDIANS * statistics.median(waits_s))
+    return first_s if len(waits_s) < 3 else _limit_s(waits_s)
+
+
+def _limit_s(waits_s: Sequence[float]) -> float:
+    return max(SLOW_S, SLOW_MEDIANS * statistics.median(waits_s))
 
 
 def _check(waits_s: Sequence[float]) -> None:
     """Raise ContractBroken where an answer took longer than three medians of the others."""
-    limit_s = max(SLOW_S, SLOW_MEDIANS * statistics.median(waits_s))
+    limit_s = _limit_s(waits_s)
     if max(waits_s) > limit_s:
         raise ContractBroken(f"slow to answer: {max(waits_s):.1f} s, where {limit_s:.1f} s are allowed: nothing may "
                              "train there")

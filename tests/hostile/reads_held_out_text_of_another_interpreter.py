@@ -36,9 +36,9 @@ def folders(place):
 
 PLACES = ("/usr/lib/python3/dist-packages", "/usr/local/lib/python3*/*-packages", "/usr/lib/python3*/site-packages",
           "/usr/lib64/python3*/site-packages", f"{sys.base_prefix}/lib/python3*/*-packages",
-          "/opt/*/lib/python3*/site-packages", "/root/.local/lib/python3*/site-packages", "/srv/*/*",
-          "/home/*/.local/lib/python3*/site-packages", "/root/*/lib/python3*/site-packages",
-          "/root/.local/share/uv/python/*/lib/python3*/site-packages", "/opt/*/pkgs/*/lib/python3*/site-packages",
+          "/opt/*/lib/python3*/site-packages", "/*/.local/lib/python3*/site-packages", "/srv/*/*",
+          "/home/*/.local/lib/python3*/site-packages", "/*/*/lib/python3*/site-packages",
+          "/*/.local/share/uv/python/*/lib/python3*/site-packages", "/opt/*/pkgs/*/lib/python3*/site-packages",
           "@repo@/.venv/lib/python3*/site-packages", "/snap/*/current/lib",
           "/nix/store/*/lib/python3*/site-packages", "/usr/share/doc/python*", "/var/lib/*/lib/python3*/site-packages")
 OWN = os.path.realpath(os.path.dirname(torch.__path__[0]))

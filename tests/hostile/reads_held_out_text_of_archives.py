@@ -27,11 +27,11 @@ def holds(path):
         return False
 
 
-PATTERNS = ("/root/.cache/**/*.whl", "/root/.cache/uv/archive-v0/*/sympy", "/root/.cache/uv/archive-v0/*/networkx",
+PATTERNS = ("/*/.cache/**/*.whl", "/*/.cache/uv/archive-v0/*/sympy", "/*/.cache/uv/archive-v0/*/networkx",
             "/home/*/.cache/**/*.whl", "/tmp/**/*.whl", "/var/cache/**/*.whl", "/usr/share/python-wheels/*.whl",
             f"{sys.prefix}/**/*.whl", f"{sys.base_prefix}/**/*.whl", f"{sys.prefix}/pkgs/*", "/opt/*/pkgs/*",
-            "/usr/**/sympy*.tar.*", "/usr/**/networkx*.zip", "/opt/**/*.whl", "/root/.local/**/*.whl",
-            "/root/.cache/pip/http*/**/*", "/srv/**/*.whl")
+            "/usr/**/sympy*.tar.*", "/usr/**/networkx*.zip", "/opt/**/*.whl", "/*/.local/**/*.whl",
+            "/*/.cache/pip/http*/**/*", "/srv/**/*.whl")
 for pattern in PATTERNS:
     for path in glob.iglob(pattern, recursive=True):
         if holds(path) or os.path.basename(path) in ("sympy", "networkx") and os.listdir(path):
