@@ -6,6 +6,7 @@
                                (--each: also what every kept change is worth in the final train.py)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
+`python agent.py WORD --help` lists the options of a word.
 """
 
 import argparse
@@ -13,29 +14,30 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lab import checks, confirm, edits, ledger, opening, runner, sandbox, terminal
-from lab.candidates import candidate_of, row_of
+from lab import confirm, edits, ledger, opening, report, runner, sandbox, terminal
 from lab.commandline import parse
-from lab.confirm import Choose
 from lab.corpus import Data
 from lab.display import Display
 from lab.fleet import Fleet
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial
-from lab.limits import Limits
 from lab.model import Researcher
+from lab.notify import notify
 from lab.proposer import Proposer
-from lab.session import Again, Candidate, New, Session, Stopped, who_proposed
+from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
-from lab.turns import Turn, next_step
+from lab.turns import Limits, Turn, next_step
 
 ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
 BUSY_TRIES = 2          # trials without their machine that do not count; the next one is judged with a note
 ANSWER_S = 0.2          # within which the first Ctrl-C is answered
+
+# What to start next, of the session and of what is in flight; None: a trial must end first.
+Choose = Callable[[Session, Sequence[Candidate]], Again | New | None]
 
 
 # The keep rule ----------------------------------------------------------------------------------
@@ -45,22 +47,22 @@ def keep_below(session: Session, code: str) -> tuple[float, str]:
     """(the val_bpb below which a train.py is kept, why where that is not the incumbent's estimate).
 
     There is no gate: repeats of the incumbent keep that honest. Fewer statements are kept too when the loss is within
-    one measured sigma of the session's lowest estimate; the bound against the lowest, not the last, stops any creep.
+    one measured sigma of the session's lowest estimate. The bound is the lowest, not the last, so nothing creeps.
     """
-    best, noise = session.incumbent, ledger.sigma(session.history)
-    if best is None:
+    incumbent, noise = session.incumbent, ledger.sigma(session.history)
+    if incumbent is None:
         return math.inf, ""
     n_saved = edits.n_statements(session.code) - edits.n_statements(code)
     if n_saved > 0 and noise is not None:
         kept = [e.val_bpb for e in session.history if e.status == Status.KEEP and e.val_bpb is not None]
-        if min(kept) + noise > best.val_bpb:
+        if min(kept) + noise > incumbent.val_bpb:
             why = f"simpler: {n_saved} statements fewer, within one sigma ({noise:.6f}) of the lowest"
             return min(kept) + noise, why
-    return best.val_bpb, ""
+    return incumbent.val_bpb, ""
 
 
 def judge(session: Session, candidate: Candidate, trial: Trial) -> tuple[Status, str]:
-    """(verdict, note): lower than the incumbent's estimate is kept, if a witness has confirmed it."""
+    """(verdict, note): what is lower than the incumbent's estimate is kept, if a witness has confirmed it."""
     if trial.ending == Ending.BUSY:
         return Status.BUSY, ""
     if candidate.is_repeat:
@@ -81,16 +83,15 @@ def judge(session: Session, candidate: Candidate, trial: Trial) -> tuple[Status,
 class Loop:
     """The rooms that one session is worked on with. The session itself is a value that goes from step to step."""
 
-    def __init__(self, options: argparse.Namespace, store: Store, data: Data, display: Display,
+    def __init__(self, options: argparse.Namespace, store: Store, first: Session, data: Data, display: Display,
                  researcher: Researcher | None):
-        self.options, self.store, self.data, self.display = options, store, data, display
+        self.options, self.store, self.first, self.data, self.display = options, store, first, data, display
         self.stop = terminal.Stop()
         self.fleet = Fleet(data, display.trial_event, self.stop.now.is_set)
-        self.fixed = checks.fixed_files(ROOT, data)
+        self.fixed = opening.fixed_files(ROOT, data)
         self.reporting: subprocess.Popen | None = None
-        self.first = opening.opened(ROOT, store, data, options.budget)
-        self.limits = Limits(options, self.first)
-        self.proposer = Proposer(options, store, self.first, researcher, display, self.stop.asked)
+        self.limits = Limits(options, first)
+        self.proposer = Proposer(options, store, first, researcher, display, self.stop.asked)
 
     def work(self, session: Session, choose: Choose) -> tuple[Session, str]:
         """Start what `choose` says while a slot is free and judge what ends; the last session, and why it stopped."""
@@ -98,7 +99,9 @@ class Loop:
         while not why or self.fleet.in_flight:
             try:
                 while not why and self.fleet.free_slots:
-                    session = self.refreshed(session)
+                    if self.stop.asked.is_set():
+                        raise Stopped("stopped by you")
+                    session = replace(session, spent_usd=self.proposer.spent_usd())
                     if (step := choose(session, self.fleet.in_flight)) is None:
                         break
                     self.start(session, step)
@@ -107,14 +110,8 @@ class Loop:
                 why = str(stopped)
         return session, why
 
-    def refreshed(self, session: Session) -> Session:
-        """The session with the money that is spent now. Raises Stopped when the user asked for it."""
-        if self.stop.asked.is_set():
-            raise Stopped("stopped by you")
-        return replace(session, spent_usd=self.proposer.spent_usd())
-
     def choose(self, session: Session, in_flight: Sequence[Candidate]) -> Again | New | None:
-        """What research starts next; None while a trial must end first. Raises Stopped at a limit."""
+        """What research starts next. Raises Stopped at a limit."""
         self.limits.check(session, in_flight)
         step = next_step(session, in_flight, self.proposer.tuner_share)
         if step is Turn.BASELINE:
@@ -128,14 +125,14 @@ class Loop:
 
     def start(self, session: Session, step: Again | New) -> None:
         """Save, start, and have the next idea drafted meanwhile. Raises SetupError when something fixed has changed."""
-        checks.check_fixed(self.fixed, checks.fixed_files(ROOT, self.data), session.tag)
+        opening.check_fixed(self.fixed, opening.fixed_files(ROOT, self.data), session.tag)
         candidate = candidate_of(session, self.fleet.in_flight, step, self.store)
+        below = math.inf  # a repeat always meets its witness
         if not candidate.is_repeat:
             below = keep_below(session, candidate.proposal.code)[0] if step.split == "val" else -math.inf
-            candidate = replace(candidate, witness_below=below)
-        last_try = session.n_busy(candidate.number) >= BUSY_TRIES
-        candidate = replace(candidate, last_try=last_try, is_baseline=candidate.number == 0
-                            and not runner.baseline_known(session.runs))
+        candidate = replace(
+            candidate, witness_below=below, last_try=session.n_busy(candidate.number) >= BUSY_TRIES,
+            is_baseline=candidate.number == 0 and not runner.baseline_known(session.runs))
         self.display.trial_started(self.fleet.free_slots[-1], candidate.number, candidate.words,
                                    candidate.proposal.source, session.budget_s)
         self.fleet.start(session, candidate)
@@ -144,14 +141,15 @@ class Loop:
             self.proposer.draft_ahead(session, self.fleet.in_flight)
 
     def wait(self, session: Session) -> tuple[Candidate, Trial]:
-        """Whichever trial ends first; meanwhile the first Ctrl-C is answered."""
+        """The trial that ends first. Meanwhile the first Ctrl-C is answered."""
         while not (ended := self.fleet.wait(ANSWER_S)):
             self.stop.answer(self.fleet.left_s(session.budget_s), self.display.say)
         return ended
 
     def judged(self, session: Session, candidate: Candidate, trial: Trial) -> Session:
         """Judge, write the row (the commit point), advance, show: in this order, so that a kill loses no row."""
-        checks.check_machine(session, trial, lambda: self.starts(session), self.display.say)
+        if opening.suspects_machine(session, trial) and not self.starts(session):
+            raise opening.machine_fault(trial)
         status, why = judge(session, candidate, trial)
         steered = candidate.step.program and session.program_judged not in ("", candidate.step.program)
         notes = (why, "program.md changed" if steered else "", "its machine was busy" if candidate.last_try else "")
@@ -160,12 +158,10 @@ class Loop:
             self.display.say(line)
         session = session.after(ledger.parse_row(ledger.format_row(row)), candidate)  # rounded, as a restart reads it
         self.display.row_written(session.rows[-1], session.rows)
-        session.runs.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
+        session.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
         runner.save_log(trial, session.runs, candidate.number)
         if status == Status.KEEP:
-            if note := self.store.advance(candidate.commit):
-                self.display.say(note)
-            runner.keep_model(session.runs)
+            self.keep(session, candidate)
         elif session.incumbent is None and status != Status.BUSY:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{session.tag}/); mend train.py, "
                              f"commit it and start again with --tag {session.tag}-2")
@@ -174,8 +170,19 @@ class Loop:
         self.show()
         return session
 
+    def keep(self, session: Session, candidate: Candidate) -> None:
+        """Make a kept candidate the branch's head and train.py."""
+        if note := self.store.advance(candidate.commit):
+            self.display.say(note)
+        runner.keep_model(session.runs)
+        if candidate.number:
+            self.tell("best", session)
+
     def starts(self, session: Session) -> bool:
-        """Whether the incumbent starts on this machine now."""
+        """Whether the incumbent starts on this machine now, which tells the machine's fault from the candidate's."""
+        if session.incumbent is None:
+            return False
+        self.display.say("a trial did not train: does the incumbent still start?")
         step = Again(session.incumbent.number)
         return self.fleet.starts(session, candidate_of(session, self.fleet.in_flight, step, self.store))
 
@@ -188,23 +195,26 @@ class Loop:
 
     def begin(self) -> None:
         """Show the session, listen to the user, and do what the command line asks for."""
-        session, best = self.first, self.first.incumbent
-        log = runner.read_log(session.runs, best.number, best.own.seed) if best else ""
+        session, incumbent, say = self.first, self.first.incumbent, self.display.say
+        log = runner.read_log(session.runs, incumbent.number, incumbent.own.seed) if incumbent else ""
         self.display.show_session(session.rows, log)
         self.display.show_limits(str(self.limits))
         self.stop.listen()
         if self.options.word == "confirm":
-            confirm.run(session, self.options.each, self.work, self.store.code, self.display.say)
-        else:
-            self.research(session)
-
-    def research(self, session: Session) -> None:
+            session = confirm.run(session, self.options.each, self.work, self.store.code, say)
+            self.tell("stop", session)
+            return
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
-            session = confirm.run(session, False, self.work, self.store.code, self.display.say)
-        rows, proposer = session.rows[len(self.first.rows):], self.proposer
-        self.display.say(f"stopped: {why}")
-        self.display.say(who_proposed(rows, proposer.n_unusable, proposer.spent_usd()))
+            session = confirm.run(session, False, self.work, self.store.code, say)
+        say(f"stopped: {why}")
+        say(report.who_proposed(session.rows[len(self.first.rows):], self.proposer.n_unusable,
+                                self.proposer.spent_usd()))
+        self.tell("stop", session, why=why)
+
+    def tell(self, event: str, session: Session, **facts: object) -> None:
+        notify(self.options.notify, event, report.headline(session.rows), tag=session.tag,
+               n_rows=len(session.rows), **facts)
 
     def show(self) -> None:
         """Redraw progress.png and report.html in a process of its own: it slows nothing and leaves no memory behind."""
@@ -227,16 +237,16 @@ class Loop:
             self.store.release()
 
 
-# The command line -------------------------------------------------------------------------------
+# The words --------------------------------------------------------------------------------------
 
 
 def work(options: argparse.Namespace) -> int:
     """`research` and `confirm`: open the session, do it, leave the branch closed."""
     with Display("autoresearch") as display:
-        store, data, researcher = opening.open_session(ROOT, options, display.say)
-        loop = Loop(options, store, data, display, researcher)
+        store, session, data, researcher = opening.open_session(ROOT, options, display.say)
+        loop = Loop(options, store, session, data, display, researcher)
         display.title = f"autoresearch/{store.tag}"
-        faults = []  # not refused starts: the loop had begun
+        faults = []  # after this point they are no refused starts
         try:
             loop.begin()
         except FAULTS as error:
@@ -248,24 +258,8 @@ def work(options: argparse.Namespace) -> int:
                 faults.append(terminal.fault_line(error))
         if faults:
             display.say(f"agent.py: {faults[0]}")
+            notify(options.notify, "fault", faults[0], tag=store.tag)
     return 1 if faults else 0
-
-
-def report_session(options: argparse.Namespace) -> int:
-    """`report`: the morning's text, progress.png and report.html, from the rows alone, also while the loop runs."""
-    from lab import report
-
-    try:
-        rows = ledger.read(ROOT / "results.tsv")
-    except ValueError as error:
-        raise SetupError(f"{error}: restore the line with git, or remove it") from None
-    tag, program = terminal.current_tag(), ROOT / "program.md"
-    runs = ROOT / "runs" / tag if tag else None
-    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
-    report.write(ROOT, rows, text, report.diffs_of(ROOT, tag), runs)
-    if not options.quiet:
-        print(report.summary(rows, runs))
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     sandbox.hide()
     try:
-        return report_session(options) if options.word == "report" else work(options)
+        return report.morning(ROOT, options) if options.word == "report" else work(options)
     except FAULTS as error:
         print(f"agent.py: {terminal.fault_line(error)}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, SetupError) else 1

@@ -1,68 +1,104 @@
-"""The command line of agent.py: its words, its options, and what is refused before anything starts."""
+"""The command line of agent.py: three words, the options of each, and one line for every mistake.
+
+A mistake ends the process with exit code 2 before anything is read or written.
+"""
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from pathlib import Path
+from typing import NoReturn
 
 from lab.corpus import SHARDS, absolute
 from lab.model import DEFAULT_MODEL
 from lab.texts import MAX_SHARDS
 from prepare import DEFAULT_BUDGET_S
 
-TUNER_SHARE = 0.3  # of the turns, beside an LLM; tests/bench/bench_tuner.py
+TUNER_SHARE = 0.3  # of the turns, beside a model; tests/bench/bench_tuner.py
+# What `report` and `confirm` never ask for has these values.
+UNASKED = {"experiments": None, "hours": None, "max_usd": None, "budget": None, "data": None, "shards": None,
+           "researcher": "tuner", "tag": None, "each": False, "quiet": False, "json": False, "notify": None}
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
 
 
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+def within(least: float, most: float, what: str, kind: type = float) -> Callable[[str], float]:
+    """A reader of numbers from `least` to `most`, neither of them infinite."""
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = inf
+        if not least <= value <= most or value == inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
 
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def shards(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MAX_SHARDS:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MAX_SHARDS}")
-    return value
+    return read
 
 
 def prices(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
-    if len(values) not in (2, 4) or not all(0 <= value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not IN,OUT or IN,OUT,CACHE_WRITE,CACHE_READ")
+    read = within(0, inf, "IN,OUT or IN,OUT,CACHE_WRITE,CACHE_READ in dollars per million tokens")
+    values = tuple(map(read, text.split(",")))
+    if len(values) not in (2, 4):
+        read("")
     return values
 
 
+positive = within(1e-9, inf, "a positive number")
+count = within(0, 1e9, "a number of experiments", int)
+
+
 def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="agent.py", description=about,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("word", nargs="?", choices=("research", "report", "confirm"), default="research",
-                        help="what to do (default: research)")
+    """The options, `word` among them. Where the first argument is an option, the word is `research`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = Parser(prog="agent.py", description=about, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"autoresearch {own_version()}")
+    commands = parser.add_subparsers(dest="word", metavar="WORD", parser_class=Parser)
+    for name, (about_word, add_options) in WORDS.items():
+        command = commands.add_parser(name, help=about_word, description=about_word, allow_abbrev=False)
+        command.add_argument("--tag", metavar="T", help="the session on branch autoresearch/T (default: the one "
+                             "that is checked out, else a new one named after today)")
+        add_options(command)
+    if not words or words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+        words.insert(0, "research")
+    if not words[0].startswith("-") and words[0] not in WORDS:
+        parser.error(f"there is no word {words[0]!r}{did_you_mean(words[0], WORDS)}")
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands.choices[options.word]
+        known = [name for action in command._actions for name in action.option_strings]
+        command.error(f"there is no option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    options = argparse.Namespace(**UNASKED | vars(options))
+    options.data = options.data and absolute(options.data)  # before the working directory changes
+    return options
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def add_research(parser: Parser) -> None:
     limits = parser.add_argument_group("when to stop (default: when you press Ctrl-C)")
-    limits.add_argument("--experiments", type=count, metavar="N", help="after N experiments, the baseline not counted")
+    limits.add_argument("--experiments", type=count, metavar="N", help="after N experiments beside the baseline")
     limits.add_argument("--hours", type=positive, metavar="H", help="after H hours, the last part kept for confirm")
     limits.add_argument("--max-usd", type=positive, metavar="X", help="when the model's calls have cost X dollars")
     session = parser.add_argument_group("the session (the same for all its experiments)")
     session.add_argument("--budget", type=positive, metavar="S",
-                         help=f"seconds of training a trial (default: the session's, at first {DEFAULT_BUDGET_S:g})")
-    session.add_argument("--tag", metavar="T", help="work on branch autoresearch/T (default: the one checked out, "
-                         "else a new one named after today)")
-    session.add_argument("--data", metavar="D", help="climbmix, builtin, or a path to .txt, .jsonl or .parquet files "
-                         "(default: climbmix with a CUDA GPU, else builtin)")
-    session.add_argument("--shards", type=shards, metavar="N", help=f"of climbmix for training (default: {SHARDS})")
+                         help=f"seconds of training a trial (default: {DEFAULT_BUDGET_S:g}, then the session's)")
+    add_data(session)
+    session.add_argument("--shards", type=within(1, MAX_SHARDS, f"from 1 to {MAX_SHARDS}", int), metavar="N",
+                         help=f"of climbmix for training (default: {SHARDS})")
     who = parser.add_argument_group("who proposes")
     who.add_argument("--researcher", choices=("auto", "llm", "tuner"), default="auto",
                      help="auto: the model if there is a key, else the tuner; llm: only the model; tuner: no model")
@@ -74,11 +110,40 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
                      help="dollars per million tokens, of a model that the price table lacks")
     who.add_argument("--researcher-command", metavar="CMD",
                      help="in place of the API, any program that reads the prompt on stdin and answers on stdout")
-    who.add_argument("--tuner-share", type=share, default=TUNER_SHARE, metavar="F",
+    who.add_argument("--tuner-share", type=within(0, 1, "between 0 and 1"), default=TUNER_SHARE, metavar="F",
                      help=f"the tuner's share of the turns beside a model (default: {TUNER_SHARE:g})")
+    add_notify(parser)
+
+
+def add_report(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the text")
+    parser.add_argument("--quiet", action="store_true", help="write the files and print nothing")
+
+
+def add_confirm(parser: Parser) -> None:
+    add_data(parser)
     parser.add_argument("--each", action="store_true",
-                        help="confirm: also every kept change, taken out of the final train.py alone")
-    parser.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    options.data = options.data and absolute(options.data)  # before anybody changes the working directory
-    return options
+                        help="also every kept change, taken out of the final train.py alone")
+    add_notify(parser)
+
+
+def add_data(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--data", metavar="D", help="climbmix, builtin, or a path to .txt, .jsonl or .parquet files "
+                        "(default: the session's, at first climbmix with a CUDA GPU, else builtin)")
+
+
+def add_notify(parser: Parser) -> None:
+    parser.add_argument("--notify", metavar="CMD", help="a shell command to run at a new best, a stop or a fault: the "
+                        "headline on stdin, facts as JSON in AUTORESEARCH_EVENT, at most ten seconds")
+
+
+def own_version() -> str:
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+
+
+WORDS = {
+    "research": ("research until stopped (the default)", add_research),
+    "report": ("what the rows say: text, progress.png and report.html", add_report),
+    "confirm": ("baseline against incumbent, fresh seeds, on the test split", add_confirm),
+}

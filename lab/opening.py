@@ -1,11 +1,12 @@
-"""What must hold before a session starts: program.md, train.py, device, budget, model, data and
-sandbox.
+"""What must hold before a session starts, and while it runs.
 
-Promises: a start that is refused is one SetupError with nothing changed; the cheap checks come
-before the dear ones.
+A start that is refused is one SetupError with nothing changed, and cheap checks come before dear ones:
+device, branch, train.py, budget and model before any data is prepared. While the session runs, a fault of
+the user's or of the machine becomes a SetupError before it becomes a row.
 """
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,16 +14,17 @@ from pathlib import Path
 
 from lab import card, corpus, edits, ledger, sandbox
 from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data, progress_bar
-from lab.ledger import Row, SetupError, Status, one_line
+from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session
 from lab.steering import read_program
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, default_device
 
+Say = Callable[[str], None]
 
-def open_session(root: Path, options: argparse.Namespace,
-                 say: Callable[[str], None]) -> tuple[Store, Data, Researcher | None]:
+
+def open_session(root: Path, options: argparse.Namespace, say: Say) -> tuple[Store, Session, Data, Researcher | None]:
     """The session on its branch, its data and its model. Raises SetupError with nothing changed."""
     read_program(root)
     check_device()
@@ -35,15 +37,41 @@ def open_session(root: Path, options: argparse.Namespace,
         settle_budget(options, rows, store.tag)
         researcher = pick_researcher(options, root / "runs" / store.tag, say)
         data = find_data(root, options, rows)
-        check_data(rows, data, store.tag)
+        if rows and rows[0].data != data.hash[:8]:
+            raise SetupError(f"session {store.tag} was measured on data {rows[0].data}, not {data.hash[:8]} "
+                             f"({data.name}): name the same --data, or start another session with "
+                             f"--tag {store.tag}-2")
         done = [*store.begin(), *store.recover()]
     except SetupError:
         store.release()
         raise
-    warnings = row_warnings(rows[0], data) if rows else []
-    for line in (*start_lines(options, data), *done, *warnings):
+    for line in (*start_lines(options, data), *done, *(row_warnings(rows[0], data) if rows else ())):
         say(line)
-    return store, data, researcher
+    return store, session_of(root, store, data, options.budget), data, researcher
+
+
+def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session:
+    """The session as its rows tell it at the start."""
+    rows, runs = tuple(store.rows()), root / "runs" / store.tag
+    history = tuple(ledger.experiments(rows))
+    incumbent = ledger.incumbent(history)
+    runs.mkdir(parents=True, exist_ok=True)
+    sizes = {"corpus": data.name, "VOCAB_SIZE": data.vocab_size, "MAX_SEQ_LEN": data.max_seq_len,
+             "training tokens": data.train_tokens}
+    code = store.code(incumbent.number) if incumbent else ""
+    return Session(store.tag, runs, budget_s, sizes, rows, history, code, read_program(root))
+
+
+# Before the start -------------------------------------------------------------------------------
+
+
+def check_device() -> None:
+    device = os.environ.get("AUTORESEARCH_DEVICE", "")
+    if device not in ("", "cpu", "cuda", "mps"):
+        raise SetupError(f"AUTORESEARCH_DEVICE is {one_line(device, 20)!r}: set it to cpu, cuda or mps, and choose "
+                         "a card by CUDA_VISIBLE_DEVICES")
+    if why := card.check(default_device()):
+        raise SetupError(why)
 
 
 def check_train(code: str) -> None:
@@ -53,13 +81,37 @@ def check_train(code: str) -> None:
         raise SetupError(f"train.py cannot be the baseline: {one_line(str(error))} Mend it and commit.") from None
 
 
-def check_device() -> None:
-    device = os.environ.get("AUTORESEARCH_DEVICE", "")
-    if device not in ("", "cpu", "cuda", "mps"):
-        raise SetupError(f"AUTORESEARCH_DEVICE is {one_line(device, 20)!r}: set it to cpu, cuda or mps; which card is "
-                         "used is said by CUDA_VISIBLE_DEVICES")
-    if why := card.check(default_device()):
-        raise SetupError(why)
+def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
+    """Take the budget from the session's rows where none was given. Raises SetupError where they have another."""
+    budget_s = rows[0].budget if rows else options.budget or DEFAULT_BUDGET_S
+    if options.budget not in (None, budget_s):
+        raise SetupError(f"session {tag} has a budget of {budget_s:g} s, not {options.budget:g}; numbers would not "
+                         f"compare: start another with --tag {tag}-{options.budget:g}s")
+    options.budget = budget_s
+
+
+def pick_researcher(options: argparse.Namespace, runs: Path, say: Say) -> Researcher | None:
+    """The model, or None for the tuner alone. Raises SetupError when a model was demanded and cannot be had."""
+    if options.researcher == "tuner":
+        return None
+    if not (options.researcher_command or has_key()):
+        if options.researcher == "llm":
+            raise SetupError("--researcher llm needs ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL or --researcher-command")
+        say("no ANTHROPIC_API_KEY: the built-in tuner proposes instead of a model")
+        return None
+    researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices,
+                            options.fallback, runs / "calls.jsonl")
+    try:
+        researcher.check()
+    except Unavailable as error:
+        if error.fatal:
+            raise SetupError(str(error)) from None
+        waits = "it is waited for" if options.researcher == "llm" else "the tuner works until it answers"
+        say(f"{error}; {waits}")
+    if options.researcher == "auto" and options.tuner_share:
+        say(f"{researcher.name} proposes; the tuner takes {options.tuner_share:.0%} of the turns, more only while "
+            "the model is out")
+    return researcher
 
 
 def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row]) -> Data:
@@ -71,8 +123,9 @@ def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row]) -> D
         source, shards = options.data or default_data(), 0
     own = [] if source in SIZES else [Path(source)]
     if path := sandbox.exposed([root, cache_folder(), *own]):
+        way_out = " with AUTORESEARCH_CACHE" if path == cache_folder() else ""
         raise SetupError(f"every trial could read {path}, which lies below what Python needs: move it elsewhere"
-                         + (" with AUTORESEARCH_CACHE" if path == cache_folder() else ""))
+                         + way_out)
     with progress_bar() as report:
         return open_data(source, report, options.shards or shards or SHARDS)
 
@@ -94,7 +147,7 @@ def start_lines(options: argparse.Namespace, data: Data) -> list[str]:
 
 
 def row_warnings(row: Row, data: Data) -> list[str]:
-    """A line where the baseline, in one budget, sees the training data more than twice."""
+    """A line where the baseline sees the training data more than twice in one budget."""
     n_passes = corpus.passes(data, row.tokens_m * 1e6)
     if row.experiment or row.status is not Status.KEEP or n_passes <= 2:
         return []
@@ -103,52 +156,37 @@ def row_warnings(row: Row, data: Data) -> list[str]:
             f"kind learn it by heart: start a session with {mend}"]
 
 
-def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
-    """Take the budget from the session's rows where none was given. Raises SetupError where they have another."""
-    budget_s = rows[0].budget if rows else options.budget or DEFAULT_BUDGET_S
-    if options.budget not in (None, budget_s):
-        raise SetupError(f"session {tag} has a budget of {budget_s:g} s, not {options.budget:g}; numbers would not "
-                         f"compare: start another with --tag {tag}-{options.budget:g}s")
-    options.budget = budget_s
+# While it runs ----------------------------------------------------------------------------------
 
 
-def check_data(rows: Sequence[Row], data: Data, tag: str) -> None:
-    if rows and rows[0].data != data.hash[:8]:
-        raise SetupError(f"session {tag} was measured on data {rows[0].data}, not {data.hash[:8]} ({data.name}): name "
-                         f"the same --data, or start another session with --tag {tag}-2")
+def fixed_files(root: Path, data: Data) -> dict[str, str]:
+    """Name and content hash of everything that no experiment may change."""
+    code = [root / "prepare.py", root / "agent.py", *sorted((root / "lab").glob("*.py"))]
+    paths = [*code, data.folder / "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def pick_researcher(options: argparse.Namespace, runs: Path,
-                    say: Callable[[str], None]) -> Researcher | None:
-    """The model, or None for the tuner alone. Raises SetupError when a model was demanded and cannot be had."""
-    if options.researcher == "tuner" or options.word == "confirm":
-        return None
-    if not (options.researcher_command or has_key()):
-        if options.researcher == "llm":
-            raise SetupError("--researcher llm needs ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL or --researcher-command")
-        say("no ANTHROPIC_API_KEY: the built-in tuner proposes instead of a model")
-        return None
-    researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices,
-                            options.fallback, runs / "calls.jsonl")
-    try:
-        researcher.check()
-    except Unavailable as error:
-        if error.fatal:
-            raise SetupError(str(error)) from None
-        say(f"{error}; " + ("it is waited for" if options.researcher == "llm" else "the tuner works until it answers"))
-    if options.researcher == "auto" and options.tuner_share:
-        say(f"{researcher.name} proposes; the tuner takes {options.tuner_share:.0%} of the turns, more only while the "
-            "model is out")
-    return researcher
+def check_fixed(before: dict[str, str], now: dict[str, str], tag: str) -> None:
+    """Raise SetupError when a fixed file has changed since the start."""
+    if changed := [name for name, digest in now.items() if before.get(name) != digest]:
+        raise SetupError(f"{', '.join(changed)} changed while the session ran, so numbers before and after do not "
+                         f"compare; restore it, or start again with --tag {tag}-2")
 
 
-def opened(root: Path, store: Store, data: Data, budget_s: float) -> Session:
-    """The session as its rows tell it at the start."""
-    rows = tuple(store.rows())
-    history, runs = tuple(ledger.experiments(rows)), root / "runs" / store.tag
-    runs.mkdir(parents=True, exist_ok=True)
-    best = ledger.incumbent(history)
-    corpus = {"corpus": data.name, "VOCAB_SIZE": data.vocab_size, "MAX_SEQ_LEN": data.max_seq_len,
-              "training tokens": data.rows["train"] * data.max_seq_len}
-    code = store.code(best.number) if best else ""
-    return Session(store.tag, runs, budget_s, corpus, rows, history, code, read_program(root))
+def suspects_machine(session: Session, trial: Trial) -> bool:
+    """Whether to ask if the incumbent still starts: a failed machine, or two trials in a row that never trained.
+
+    Raises SetupError for a machine that is not the session's.
+    """
+    known = session.history[0].own.device if session.history else ""
+    if known and trial.device != known:
+        raise SetupError(f"this session was measured on {known}, this machine has {trial.device}; start another with "
+                         f"--tag {session.tag}-2")
+    last = session.rows[-1] if session.rows else None
+    before = last is not None and last.status is Status.CRASH and last.train_seconds == 0
+    return trial.ending is Ending.MACHINE or (before and trial.crashed and trial.train_seconds == 0)
+
+
+def machine_fault(trial: Trial) -> SetupError:
+    return SetupError(f"the machine is at fault ({one_line(trial.reason, 200)}): look after GPU and disk (nvidia-smi, "
+                      "df), then run the same command again; the experiment does not count")

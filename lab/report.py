@@ -6,6 +6,7 @@ A damaged file in the run folder stops nothing. lab/page.html is the page's temp
 trial, and `diffs_of` is all that it asks of git.
 """
 
+import argparse
 import json
 import math
 import os
@@ -19,8 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from textwrap import indent
 
-from lab import confirm, ledger, picture
-from lab.ledger import COLUMNS, Experiment, Row, Status, one_line
+from lab import confirm, ledger, picture, terminal
+from lab.ledger import COLUMNS, Experiment, Row, SetupError, Status, one_line
 from lab.timeline import Moment, timeline
 
 MAX_CAUSES = 5               # of crashes, the most frequent first
@@ -43,6 +44,51 @@ class Night:
 def night(rows: Sequence[Row]) -> Night:
     history = ledger.experiments(row for row in rows if row.status is not Status.BUSY)
     return Night(rows, history, timeline(rows), ledger.incumbent(history), ledger.sigma(history))
+
+
+# The word `report`
+
+
+def morning(root: Path, options: argparse.Namespace) -> int:
+    """Write progress.png and report.html from the rows alone, also while the loop runs, and print the text."""
+    tag = options.tag or terminal.current_tag()
+    rows, runs, program = rows_of(root, tag), root / "runs" / tag, root / "program.md"
+    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    write(root, rows, text, diffs_of(root, tag), runs)
+    if options.json:
+        print(json.dumps(as_json(rows, runs)))
+    elif not options.quiet:
+        print(summary(rows, runs))
+    return 0
+
+
+def rows_of(root: Path, tag: str) -> list[Row]:
+    """A session's rows: of the one that is checked out as they are now, of another as its branch holds them."""
+    heads = _git(root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/autoresearch").split()
+    if tag not in heads:
+        known = f"--tag {' or '.join(heads[-5:])}" if heads else "none exists yet: run python agent.py first"
+        raise SetupError(f"no session {tag} here: {known}" if tag else f"no session is checked out: {known}")
+    try:
+        if tag == terminal.current_tag():
+            return ledger.read(root / "results.tsv")
+        return ledger.parse(_git(root, "show", f"refs/heads/autoresearch/{tag}:results.tsv").encode())
+    except ValueError as error:
+        raise SetupError(f"{error}: restore the line with git, or remove it") from None
+
+
+def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
+    """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41"."""
+    own = [row for row in rows if row.status in (Status.KEEP, Status.DISCARD, Status.CRASH)
+           and row.split == "val" and row.source != "baseline"]
+    models = [row for row in own if row.source != "tuner"]
+    n_repaired = sum("repaired" in row.note or "mended" in row.note for row in models)
+    names = sorted({row.source for row in models})
+    parts = [f"{names[0] if len(names) == 1 else 'models'} {len(models)}"
+             + (f" ({n_repaired} repaired)" if n_repaired else "")] if models else []
+    parts += [f"tuner {len(own) - len(models)}"] if len(own) > len(models) else []
+    answers = f"{n_unusable} answer{'s' * (n_unusable != 1)} not usable" if n_unusable else ""
+    count = f"{len(own)} experiment{'s' * (len(own) != 1)}"
+    return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
 
 
 # Figures and text

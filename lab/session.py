@@ -1,24 +1,25 @@
-"""What the rooms need of a running session, as one value that is made anew after each row.
+"""What the rooms need of a running session, as one frozen value that is made anew after each row.
 
-Promises: nothing here changes in place, and everything but program.md and the money follows from the
-rows. It decides nothing.
+Everything but program.md and the money follows from the rows, so a restart sees the same session. This
+module also turns a step into a saved candidate, and a trial into a row. It decides nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import ledger
-from lab.ledger import Experiment, Proposal, Row, Status
+from lab import edits, ledger
+from lab.ledger import Experiment, Proposal, Row, Status, Trial, one_line
+from lab.store import Store
 
 
 class Stopped(Exception):
-    """Nothing more is to be started, or the user ended the trial. The message says why, for the user."""
+    """Nothing more is started, or the user ended the trial. The message tells the user why."""
 
 
 @dataclass(frozen=True)
 class Again:
-    """What to do next: one more trial of a train.py that is already saved."""
+    """The next step: one more trial of a train.py that is already saved."""
 
     number: int
     split: str = "val"
@@ -26,13 +27,13 @@ class Again:
 
 @dataclass(frozen=True)
 class New:
-    """What to do next: save a proposal and try it."""
+    """The next step: save a proposal and try it."""
 
     proposal: Proposal
     split: str = "val"
     program: str = ""          # program.md as the idea had read it; "" for an idea that read none
-    kind: str = ""             # what the model says that the idea is: a knob, a mechanism, ...
-    area: str = ""             # and where
+    kind: str = ""             # what the model says the idea is: a knob, a mechanism, ...
+    area: str = ""             # and what it changes
     is_mend: bool = False      # it mends a crash, so its own crash is not mended again
 
 
@@ -46,9 +47,9 @@ class Candidate:
     step: New
     parent_code: str = ""                # the train.py that the idea changes
     is_repeat: bool = False
-    is_baseline: bool = False            # its start-up and losses are what later trials are compared with
+    is_baseline: bool = False            # later trials are compared with its start-up and losses
     witness_below: float = float("inf")  # a lower val_bpb is examined by a witness
-    last_try: bool = False               # a busy machine is no reason to try again
+    last_try: bool = False               # counts even if the machine is busy
 
     @property
     def proposal(self) -> Proposal:
@@ -87,7 +88,7 @@ class Session:
         return next((row for row in last if row.status is Status.BUSY), None)
 
     def n_busy(self, number: int) -> int:
-        """How often in a row the experiment's last trials did not have their machine."""
+        """How many of the experiment's last trials in a row did not have their machine."""
         experiment = self.experiment(number)
         rows = experiment.rows[::-1] if experiment else ()
         return next((n for n, row in enumerate(rows) if row.status is not Status.BUSY), len(rows))
@@ -97,21 +98,41 @@ class Session:
         history, before = self.history, self.experiment(row.experiment)
         grown = Experiment(row.experiment, (*(before.rows if before else ()), row))
         history = tuple(grown if e is before else e for e in history) if before else (*history, grown)
-        return replace(self, rows=(*self.rows, row), history=history,
-                       code=candidate.proposal.code if row.status is Status.KEEP else self.code,
-                       program_judged=candidate.step.program or self.program_judged)
+        return replace(
+            self, rows=(*self.rows, row), history=history,
+            code=candidate.proposal.code if row.status is Status.KEEP else self.code,
+            program_judged=candidate.step.program or self.program_judged)
 
 
-def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
-    """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41"."""
-    own = [row for row in rows if row.status in (Status.KEEP, Status.DISCARD, Status.CRASH)
-           and row.split == "val" and row.source != "baseline"]
-    models = [row for row in own if row.source != "tuner"]
-    n_repaired = sum("repaired" in row.note or "mended" in row.note for row in models)
-    names = sorted({row.source for row in models})
-    parts = [f"{names[0] if len(names) == 1 else 'models'} {len(models)}"
-             + (f" ({n_repaired} repaired)" if n_repaired else "")] if models else []
-    parts += [f"tuner {len(own) - len(models)}"] if len(own) > len(models) else []
-    answers = f"{n_unusable} answer{'s' * (n_unusable != 1)} not usable" if n_unusable else ""
-    count = f"{len(own)} experiment{'s' * (len(own) != 1)}"
-    return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
+def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:
+    """The saved train.py that a step measures, with a seed of its own. The same rows give the same seed."""
+    if isinstance(step, New):
+        number, proposal = store.next_number(), step.proposal
+        body = f"{proposal.reasoning}\n\nsource: {proposal.source}"
+        if step.split == "val":  # a removal of confirm may still be proposed
+            body += f"\nfingerprint: {edits.fingerprint(proposal.code)}"
+        subject = f"experiment {number}: {proposal.description}"
+        commit = store.save(number, proposal.code, subject, body)
+        return Candidate(number, commit, 100 * number, step, session.code)
+    known = session.experiment(step.number)
+    is_repeat = known.status != Status.BUSY
+    proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
+    in_row = len(known.rows) + sum(candidate.number == step.number for candidate in in_flight)
+    parent = "" if is_repeat or not known.own.parent else store.code_of(known.own.parent)
+    return Candidate(step.number, known.own.commit, 100 * step.number + in_row,
+                     New(proposal, step.split), parent, is_repeat)
+
+
+def row_of(session: Session, candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
+    """The row of a trial that has been judged."""
+    incumbent, proposal = session.incumbent, candidate.proposal
+    before = session.experiment(candidate.number)
+    parent = before.own.parent if before else incumbent.commit if incumbent else ""
+    return Row(
+        commit=candidate.commit[:7], val_bpb=trial.val_bpb, memory_gb=trial.memory_gb, status=status,
+        description=one_line(proposal.description), experiment=candidate.number, parent=parent[:7],
+        seed=trial.seed, split=trial.split, budget=trial.budget, train_seconds=trial.train_seconds,
+        total_seconds=trial.total_seconds, tokens_m=trial.tokens_m, params_m=trial.params_m,
+        source=proposal.source, usd=proposal.usd, device=trial.device, data=trial.data,
+        sandbox=trial.sandbox, note="; ".join(filter(None, (trial.reason, trial.note, note, proposal.note))),
+        when=ledger.utc_now())

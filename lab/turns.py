@@ -1,21 +1,27 @@
-"""Whose turn it is: the baseline's, the model's, the tuner's, or one more trial of what is saved
-already.
+"""Whose turn it is, and when a run stops by itself.
 
-Promises: a function of the rows and of what is in flight, so that a restart changes nothing.
+Both are functions of the rows, of what is in flight and of the clock, so that a restart changes nothing.
+Nothing is started or stopped here: agent.py does.
 """
 
+import argparse
+import math
+import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from enum import Enum
 
 from lab import confirm, ledger
-from lab.session import Again, Candidate, Session
+from lab.ledger import Status
+from lab.session import Again, Candidate, Session, Stopped
 
 # Experiments without a keep until the incumbent is measured once more: luck does not last.
 REPEAT_AFTER = 8
+CONFIRM_SHARE = 0.4  # of --hours, at most
 
 
 class Turn(Enum):
-    """What the rows ask for next, where it is not one more trial of a saved train.py."""
+    """What the rows ask for, where it is not one more trial of a saved train.py."""
 
     BASELINE = "baseline"
     TUNER = "tuner"
@@ -27,19 +33,94 @@ def next_step(session: Session, in_flight: Sequence[Candidate], tuner_share: flo
     """What comes next."""
     if busy := session.busy(in_flight):
         return Again(busy.experiment, busy.split)
-    history, best = confirm.ideas(session.history), session.incumbent
-    if best is None:
+    history, incumbent = confirm.ideas(session.history), session.incumbent
+    if incumbent is None:
         return Turn.WAIT if in_flight else Turn.BASELINE
     repeated = any(candidate.is_repeat for candidate in in_flight)
-    if ledger.misses(history) >= REPEAT_AFTER * len(best.values("val")) and not repeated:
-        return Again(best.number)
-    sources = [experiment.own.source for experiment in history[1:]] + [c.proposal.source for c in in_flight]
+    if ledger.misses(history) >= REPEAT_AFTER * len(incumbent.values("val")) and not repeated:
+        return Again(incumbent.number)
+    sources = [e.own.source for e in history[1:]] + [c.proposal.source for c in in_flight]
     return Turn.TUNER if tuner_credit(sources, tuner_share) >= 1 else Turn.MODEL
 
 
 def tuner_credit(sources: Iterable[str], tuner_share: float) -> float:
-    """Turns of its share that the tuner has not taken, the next one counted; -1 at least, when it took some ahead."""
+    """Turns of its share that the tuner has not taken, the next one included.
+
+    It never falls below -1: the tuner gives back at most one of the turns that it took while the model was out.
+    """
     credit = tuner_share
     for source in sources:
         credit = min(2.0, max(-1.0, credit - (source == "tuner"))) + tuner_share
     return credit
+
+
+class Limits:
+    """The limits that the user gave this process, counted from its start."""
+
+    def __init__(self, options: argparse.Namespace, first: Session):
+        """`first` is the session as this process found it."""
+        self.options, self.n_before = options, n_ideas(first)
+        self.started_at = time.monotonic()
+
+    def __str__(self) -> str:
+        """When the run will stop by itself, for the user."""
+        hours, words = self.options.hours, []
+        if self.options.experiments is not None:
+            words.append(f"after {self.options.experiments} experiments")
+        if hours is not None:
+            end = datetime.now() + timedelta(hours=hours)
+            words.append(f"after {hours:g} hours, at {end:%H:%M}")
+        if self.options.max_usd is not None:
+            words.append(f"at ${self.options.max_usd:g}")
+        text = "stops " + (" or ".join(words) or "when you press Ctrl-C")
+        if hours is None or self._has_time_to_confirm(1.1 * self.options.budget):
+            return text
+        return f"{text}: too soon to confirm, run python agent.py confirm afterwards"
+
+    def check(self, session: Session, in_flight: Sequence[Candidate]) -> None:
+        """Raise Stopped when one of them is reached."""
+        options = self.options
+        if session.incumbent and self._enough(session, in_flight):
+            raise Stopped(f"--experiments {options.experiments}")
+        if options.max_usd is not None and session.spent_usd >= options.max_usd:
+            raise Stopped(f"--max-usd {options.max_usd:g} (${session.spent_usd:.2f} spent)")
+        if self._left_s(session) < trial_s(session):
+            raise Stopped(f"--hours {options.hours:g}")
+
+    def allow_another(self, session: Session, in_flight: Sequence[Candidate]) -> bool:
+        """Whether one more idea can be tried after those in flight: no draft is paid for in vain."""
+        has_time = self._left_s(session) >= 2 * trial_s(session)
+        return has_time and not self._enough(session, in_flight)
+
+    def confirm_s(self, session: Session) -> float:
+        """The part of --hours that is kept free for confirm; 0 where that would be most of the night."""
+        one_s = trial_s(session)
+        if self.options.hours is None or len(session.history) < 2 or not self._has_time_to_confirm(one_s):
+            return 0.0
+        return 2 * confirm.SEEDS * one_s
+
+    def _has_time_to_confirm(self, one_s: float) -> bool:
+        return 2 * confirm.SEEDS * one_s <= CONFIRM_SHARE * 3600 * self.options.hours
+
+    def _enough(self, session: Session, in_flight: Sequence[Candidate]) -> bool:
+        """Whether this process has tried, or is trying, as many ideas as it may."""
+        running = [c for c in in_flight if not c.is_repeat and c.proposal.source != "baseline"]
+        n_new = n_ideas(session) - self.n_before + len(running)
+        return self.options.experiments is not None and n_new >= self.options.experiments
+
+    def _left_s(self, session: Session) -> float:
+        """Seconds of --hours that are left for ideas."""
+        if self.options.hours is None:
+            return math.inf
+        return self.started_at + 3600 * self.options.hours - self.confirm_s(session) - time.monotonic()
+
+
+def n_ideas(session: Session) -> int:
+    """Experiments that were an idea: neither the baseline nor a removal of confirm."""
+    return sum(e.number > 0 and e.own.split == "val" and e.status != Status.BUSY for e in session.history)
+
+
+def trial_s(session: Session) -> float:
+    """Seconds that a trial takes from start to end, by the last few."""
+    last = [row.total_seconds for row in session.rows[-5:] if row.val_bpb]
+    return sum(last) / len(last) if last else 1.1 * session.budget_s

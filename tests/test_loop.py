@@ -20,10 +20,10 @@ from model_server import ModelServer
 from agent import Turn, judge, keep_below, next_step
 from lab import edits, ledger
 from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
-from lab.limits import Limits, n_ideas
 from lab.opening import row_warnings
-from lab.session import Again, Candidate, New, Session, Stopped, who_proposed
-from lab.turns import tuner_credit
+from lab.report import who_proposed
+from lab.session import Again, Candidate, New, Session, Stopped
+from lab.turns import Limits, n_ideas, tuner_credit
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_an_edit_elsewhere_in_program_md_keeps_the_draft_and_is_named_once(check
 
 def test_report_and_confirm_are_the_other_two_words(checkout, data):
     run_agent(checkout, "--experiments", "0", "--researcher", "tuner", *data)
-    done = run_agent(checkout, "confirm", *data)
+    done = run_agent(checkout, "confirm", *data[:2])
     assert (done.returncode, done.stderr) == (0, "")
     tests = [row for row in rows_of(checkout) if row.split == "test"]
     assert tests and all(row.status == "repeat" for row in tests)
