@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(wrong, known, 1)
+    near = [name for name in known if name.startswith(wrong)] or difflib.get_close_matches(wrong, known, 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
