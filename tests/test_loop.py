@@ -40,28 +40,28 @@ def rows_of(checkout):
     return ledger.read(checkout / "results.tsv")
 
 
-def test_tuner_session_leaves_rows_refs_and_a_clean_tree(checkout, data):
-    done = run_agent(checkout, "--experiments", "2", "--researcher", "tuner", "--tag", "t", *data)
+def test_a_session_its_continuation_and_its_morning(checkout, data):
+    command = ("--experiments", "1", "--researcher", "tuner", "--tag", "t", *data)
+    done = run_agent(checkout, *command)
     assert (done.returncode, done.stderr) == (0, "")
-    rows = rows_of(checkout)
-    assert [row.experiment for row in rows] == [0, 1, 2]
+    before = (checkout / "results.tsv").read_text()
+    done = run_agent(checkout, *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows, text = rows_of(checkout), (checkout / "results.tsv").read_text()
+    assert text.startswith(before) and [row.experiment for row in rows] == [0, 1, 2]
     assert rows[0].status == "keep" and rows[0].source == "baseline" and rows[1].source == "tuner"
     assert all(row.val_bpb and row.train_seconds and row.tokens_m and row.data for row in rows)
     check(checkout)
     for row in rows:
         assert git(checkout, "rev-parse", f"refs/autoresearch/t/{row.experiment}").startswith(row.commit)
     assert git(checkout, "status", "--porcelain") == ""
-    assert git(checkout, "show", "HEAD:results.tsv") == (checkout / "results.tsv").read_text()
-
-
-def test_same_command_continues_where_it_stopped(checkout, data):
-    command = ("--experiments", "1", "--researcher", "tuner", *data)
-    run_agent(checkout, *command)
-    before = (checkout / "results.tsv").read_text()
-    assert run_agent(checkout, *command).returncode == 0
-    after = (checkout / "results.tsv").read_text()
-    assert after.startswith(before) and [row.experiment for row in rows_of(checkout)] == [0, 1, 2]
-    check(checkout)
+    assert git(checkout, "show", "HEAD:results.tsv") == text
+    done = run_agent(checkout, "report")
+    assert (done.returncode, done.stderr) == (0, "") and "experiments:" in done.stdout
+    assert (checkout / "progress.png").exists() and (checkout / "report.html").exists()
+    assert git(checkout, "status", "--porcelain") == ""
+    done = run_agent(checkout, "--tag", "t", "--researcher", "tuner", *data[:2], "--budget", "2")
+    assert done.returncode == 2 and "--tag" in done.stderr  # numbers of another budget do not compare
 
 
 def test_model_session_keeps_the_better_discards_the_worse_and_logs_the_crash(checkout, data):
@@ -83,72 +83,6 @@ def test_model_session_keeps_the_better_discards_the_worse_and_logs_the_crash(ch
     assert "sk-secret" not in everything
     assert "merged" in rows[2].note  # drafted against the baseline while "faster" was still running
     check(checkout)
-
-
-def test_a_crash_is_mended_in_the_background_and_tried_as_an_experiment_of_its_own(checkout, data):
-    def answer(request):
-        if "Correct the cause and keep the idea." in str(request["messages"][-1]):
-            assert "RuntimeError: out of ideas" in str(request)
-            return edit("broken", (BROKEN[1], BROKEN[0] + "\n    torch.manual_seed(SEED)"))
-        return edit("slower", WORSE) if "broken" in str(request) else edit("broken", BROKEN)
-
-    with ModelServer([answer]) as server:
-        done = run_agent(checkout, "--experiments", "3", "--tuner-share", "0", *data, ANTHROPIC_BASE_URL=server.url)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = rows_of(checkout)[1:]
-    assert [(row.status == "crash", row.description) for row in rows] == [
-        (True, "broken"), (False, "slower"), (False, "broken")]
-    assert rows[2].note.startswith("mended after: RuntimeError: out of ideas")
-    assert len(server.requests) == 3
-    check(checkout)
-
-
-def test_new_directions_throw_the_draft_away_and_stand_in_the_first_row_whose_idea_had_read_them(checkout, data):
-    program = checkout / "program.md"
-    steered = program.read_text().replace("## Directions", "## Directions\n\nLook at the optimizer.")
-
-    def answer(request):
-        if "Look at the optimizer." in str(request):
-            return edit("slower", WORSE) if "slower" not in str(request) else edit("broken", BROKEN)
-        program.write_text(steered)
-        return edit("faster", BETTER)
-
-    with ModelServer([answer]) as server:
-        done = run_agent(checkout, "--experiments", "2", "--researcher", "llm", *data, ANTHROPIC_BASE_URL=server.url)
-    assert done.returncode == 0, done.stderr
-    rows = rows_of(checkout)
-    assert [row.description for row in rows] == ["baseline", "slower", "broken"]
-    assert ["program.md changed" in row.note for row in rows] == [False, True, False]
-    assert "directions in program.md changed" in done.stdout
-    assert git(checkout, "show", "HEAD:program.md") == steered
-    billed = sum(json.loads(line)["usd"] for line in (checkout / "runs").glob("*/calls.jsonl").__next__().open())
-    assert billed == pytest.approx(sum(row.usd for row in rows), abs=1e-4)  # the lost draft's too
-
-
-def test_an_edit_elsewhere_in_program_md_keeps_the_draft_and_is_named_once(checkout, data):
-    def and_then_steer(request):
-        if "Another goal." not in (text := (checkout / "program.md").read_text()):
-            (checkout / "program.md").write_text(text + "Another goal.\n")
-        return edit("faster", BETTER) if "faster" not in str(request) else edit("slower", WORSE)
-
-    with ModelServer([and_then_steer]) as server:
-        done = run_agent(checkout, "--experiments", "2", "--tuner-share", "0", *data, ANTHROPIC_BASE_URL=server.url)
-    assert done.returncode == 0, done.stderr
-    assert [(r.description, "program.md changed" in r.note) for r in rows_of(checkout)][1:] == [
-        ("faster", False), ("slower", True)]
-
-
-def test_report_and_confirm_are_the_other_two_words(checkout, data):
-    run_agent(checkout, "--experiments", "0", "--researcher", "tuner", *data)
-    done = run_agent(checkout, "confirm", *data[:2])
-    assert (done.returncode, done.stderr) == (0, "")
-    tests = [row for row in rows_of(checkout) if row.split == "test"]
-    assert tests and all(row.status == "repeat" for row in tests)
-    assert len({(row.experiment, row.seed) for row in rows_of(checkout)}) == len(rows_of(checkout))
-    done = run_agent(checkout, "report")
-    assert (done.returncode, done.stderr) == (0, "") and "the baseline stands" in done.stdout
-    assert (checkout / "progress.png").exists() and (checkout / "report.html").exists()
-    assert git(checkout, "status", "--porcelain") == ""
 
 
 def test_first_stop_finishes_the_trial_and_second_ends_it(checkout, corpus_path):
@@ -239,12 +173,6 @@ def test_a_baseline_that_sees_its_data_too_often_gets_a_warning(corpus):
     assert row_warnings(replace(often, experiment=1), corpus) == []
 
 
-def test_a_session_refuses_another_budget_and_names_the_way_out(checkout, data, corpus_path):
-    run_agent(checkout, "--experiments", "0", "--researcher", "tuner", *data)
-    done = run_agent(checkout, "--researcher", "tuner", "--data", str(corpus_path), "--budget", "2")
-    assert done.returncode == 2 and "--tag" in done.stderr
-
-
 def test_a_second_agent_is_refused(checkout, data):
     first = start_agent(checkout, "--researcher", "tuner", *data)
     wait_for(checkout, "trial")
@@ -315,13 +243,83 @@ def test_hours_end_the_session_by_themselves_and_the_next_start_has_its_own(begu
     check(begun)
 
 
+def test_confirm_measures_fresh_seeds_on_the_test_split_alone(begun, agents, words):
+    before = rows_of(begun)
+    code, out = agents.run(begun, "confirm", *words[:-1])
+    assert code == 0 and "confirmed" in out.lower(), out
+    new = rows_of(begun)[len(before):]
+    kept = [row.experiment for row in before if row.status == "keep"]
+    assert [(row.status, row.split) for row in new] == [("repeat", "test")] * len(new)
+    assert sorted(row.experiment for row in new) == sorted([0, kept[-1]] * 3)
+    assert len({(row.experiment, row.seed) for row in rows_of(begun)}) == len(rows_of(begun))
+    check(begun)
+
+
+def idea(name: str, line: str = "") -> str:
+    """An answer that adds a line to main() of the stand-in's train.py, which a restart of the idea finds again."""
+    return edit(name, ("def main():", f"def main():\n    {line or repr(name)}"))
+
+
+def test_a_crash_is_mended_in_the_background_and_tried_as_an_experiment_of_its_own(begun, agents, words):
+    crash = edit("broken", ("time.sleep(SLEEP_S)", "time.sleep(SLEEP_S)\nraise RuntimeError('out of ideas')"))
+
+    def answer(request):
+        if "Correct the cause and keep the idea." in str(request["messages"][-1]):
+            assert "RuntimeError: out of ideas" in str(request)
+            return edit("broken", ("raise RuntimeError('out of ideas')", "mended = True"))
+        return idea("slower", "slower = 1") if "broken" in str(request) else crash
+
+    before = len(rows_of(begun))
+    with ModelServer([answer]) as server:
+        code, out = agents.run(begun, *words, "llm", "--experiments", "3", server=server.url)
+    rows = rows_of(begun)[before:]
+    assert [(row.status == "crash", row.description) for row in rows] == [
+        (True, "broken"), (False, "slower"), (False, "broken")], out
+    assert rows[2].note.startswith("mended after: RuntimeError: out of ideas")
+    assert (code, len(server.requests)) == (0, 3)
+    check(begun)
+
+
+def test_new_directions_throw_the_draft_away_and_stand_in_the_first_row_whose_idea_had_read_them(begun, agents, words):
+    program, before = begun / "program.md", len(rows_of(begun))
+    steered = program.read_text().replace("## Directions", "## Directions\n\nLook at the optimizer.")
+
+    def answer(request):
+        if "Look at the optimizer." not in str(request):
+            program.write_text(steered)
+            return idea("unsteered", "a = 1")
+        return idea("omega", "b = 2") if "alpha" in str(request) else idea("alpha", "c = 3")
+
+    program.write_text(program.read_text() + "\n")
+    with ModelServer([idea("zero", "d = 4"), answer]) as server:
+        code, out = agents.run(begun, *words, "llm", "--experiments", "3", server=server.url)
+    assert code == 0, out
+    rows = rows_of(begun)[before:]
+    assert [row.description for row in rows] == ["zero", "alpha", "omega"]
+    assert ["program.md changed" in row.note for row in rows] == [False, True, False]
+    assert "directions in program.md changed" in out and git(begun, "show", "HEAD:program.md") == steered
+    billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
+    assert billed == pytest.approx(sum(row.usd for row in rows), abs=1e-4)  # the lost draft's too
+
+
+def test_an_edit_elsewhere_in_program_md_keeps_the_draft_and_is_named_once(begun, agents, words):
+    before = len(rows_of(begun))
+
+    def and_then_steer(request):
+        if "Another goal." not in (text := (begun / "program.md").read_text()):
+            (begun / "program.md").write_text(text + "Another goal.\n")
+        return idea("omega", "a = 1") if "alpha" in str(request) else idea("alpha", "b = 2")
+
+    with ModelServer([and_then_steer]) as server:
+        code, out = agents.run(begun, *words, "llm", "--experiments", "2", server=server.url)
+    assert code == 0, out
+    assert [(row.description, "program.md changed" in row.note) for row in rows_of(begun)[before:]] == [
+        ("alpha", False), ("omega", True)]
+
+
 def test_dollars_end_the_session_before_they_are_overspent(begun, agents, words):
     numbers = itertools.count()
-
-    def idea(request):
-        return edit("good", ("def main():", f"IDEA = {next(numbers)}\n\n\ndef main():"))
-
-    with ModelServer([idea]) as server:
+    with ModelServer([lambda request: idea("good", f"a = {next(numbers)}")]) as server:
         code, out = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
         asked = len(server.requests)
         again, _ = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
