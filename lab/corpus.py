@@ -1,8 +1,8 @@
 """Prepared corpora: find one or make one, and know it again.
 
-Promises that equal text gives equal bytes on every machine, and that every file of a prepared corpus is whole. The
-hash in its manifest says which bytes those are. lab/texts.py brings the text, lab/packing.py makes rows of it. Does
-not know trials.
+Promises that equal text gives equal bytes on every machine, and that every file of a prepared
+corpus is whole. The hash in its manifest says which bytes those are. lab/texts.py brings the text,
+lab/packing.py makes rows of it.
 """
 
 import argparse
@@ -23,18 +23,17 @@ from lab.ledger import SetupError, write_durably
 from lab.texts import Report
 from prepare import default_device
 
-RULE = 2                          # counts every change that moves a packed byte; part of the data hash
-TINY, SMALL, LARGE = (512, 128), (2048, 256), (8192, 2048)   # (VOCAB_SIZE, MAX_SEQ_LEN)
+RULE = 2             # counts every change that moves a packed byte; part of the data hash
+TINY, SMALL, LARGE = (512, 128), (2048, 256), (8192, 2048)  # (VOCAB_SIZE, MAX_SEQ_LEN)
 SIZES = {"builtin": SMALL, "climbmix": LARGE}
-TIERS = ((2e6, TINY), (200e6, SMALL), (float("inf"), LARGE))  # a person's own files: the first with less text (bytes)
-# How much of val a trial is scored on, at most. builtin: 1024 rows, over which the difference of two seeds of train.py
-# that are 0.057 bits per byte apart after 300 steps has a standard error of 0.005. climbmix: 2048 rows, eight times as
-# long.
+TIERS = ((2e6, TINY), (200e6, SMALL), (float("inf"), LARGE))  # a path: (less text than, sizes)
+# What a trial is scored on, at most. builtin: 1024 rows, over which the difference of two seeds of train.py that are
+# 0.057 bits per byte apart after 300 steps has a standard error of 0.005. climbmix: 2048 rows, eight times as long.
 EVAL_TOKENS = {TINY: 1 << 16, SMALL: 1 << 18, LARGE: 1 << 22}
-SCORE_ERROR = 0.005               # bits per byte: standard error of the difference of two trials over 1024 such rows
-MIN_ROWS = 8                      # a split with fewer rows measures nothing
-FEW_ROWS = 200                    # a val split with fewer rows gets a warning
-SHARDS = 12                       # of climbmix for training; 300 s on an H200 pass them less than twice
+SCORE_ERROR = 0.005  # bits per byte: standard error of a difference over 1024 rows of 256
+MIN_ROWS = 8         # a split with fewer rows measures nothing
+FEW_ROWS = 200       # a val split with fewer rows gets a warning
+SHARDS = 12          # of climbmix for training; 300 s on an H200 pass them less than twice
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Data:
 
     folder: Path
     name: str                  # builtin, climbmix, or the last part of a path
-    source: str                # builtin, climbmix, or the whole path: open_data(source, shards=shards) finds it again
+    source: str                # builtin, climbmix, or the whole path: open_data() finds it by this
     shards: int                # of climbmix for training; 0 for other corpora
     read: str                  # "12 files read, 3 skipped (.md 2, .gz 1)" for a path, else ""
-    hash: str                  # of tokenizer, packed files and RULE; its first 8 characters go into every row
+    hash: str                  # of tokenizer, rows and RULE; its first 8 characters go into results.tsv
     vocab_size: int
     max_seq_len: int
     rows: dict[str, int]       # by split: train, val, test
@@ -67,9 +66,9 @@ class Data:
         return packing.load_tokenizer(self.folder / "tokenizer.json", self.vocab_size)
 
     def token_bytes(self) -> np.ndarray:
-        """int64 (vocab_size,): the bytes each token stands for; 0 for BOS and for ids that a poor text left unused.
+        """int64 (vocab_size,): the bytes each token stands for; 0 for BOS and for unused ids.
 
-        They are counted without decode() and encode(), through which a token that is no valid UTF-8 becomes 3 bytes.
+        decode() and encode() would count 3 bytes for a token that is no valid UTF-8.
         """
         encoding, counts = self.tokenizer(), np.zeros(self.vocab_size, np.int64)
         for token in range(len(encoding.token_byte_values())):
@@ -84,8 +83,8 @@ class Data:
     def summary(self) -> str:
         rows = ", ".join(f"{split} {n}" for split, n in self.rows.items())
         read = f"; {self.read}" if self.read else ""
-        return (f"{self.name}: data {self.hash[:8]}, vocabulary {self.vocab_size}, {self.train_tokens / 1e6:.1f} M "
-                f"training tokens, rows of {self.max_seq_len}: {rows}{read}")
+        return (f"{self.name}: data {self.hash[:8]}, vocabulary {self.vocab_size}, "
+                f"{self.train_tokens / 1e6:.1f} M training tokens, rows of {self.max_seq_len}: {rows}{read}")
 
     def caveat(self) -> str:
         """What numbers on a small val split are worth; "" where it is large enough."""
@@ -93,12 +92,12 @@ class Data:
         if n_rows >= FEW_ROWS:
             return ""
         error = SCORE_ERROR * (EVAL_TOKENS[SMALL] / (n_rows * self.max_seq_len)) ** 0.5
-        return (f"val has {n_rows} rows of {self.max_seq_len} tokens: on other text of the same kind, the gain of a "
-                f"trial would differ by about {error:.3f} bits per byte; add text for finer numbers")
+        return (f"val has {n_rows} rows of {self.max_seq_len} tokens: on other text of the same kind, "
+                f"the gain of a trial would differ by about {error:.3f} bits per byte; add text for finer numbers")
 
 
 def passes(data: Data, n_tokens: float) -> float:
-    """How often a trial that trains on so many tokens sees each of them. Past 2, models of this kind collapse."""
+    """How often a trial on so many tokens sees each of them. Past 2, such models collapse."""
     return n_tokens / data.train_tokens
 
 
@@ -110,24 +109,24 @@ def cache_folder() -> Path:
 
 
 def default_data() -> str:
-    """climbmix where torch will find a CUDA GPU, else builtin; without the seconds that `import torch` takes."""
+    """climbmix where torch will find a CUDA GPU, otherwise builtin; torch is not imported."""
     cuda_build = (Path(find_spec("torch").origin).parent / "lib/libtorch_cuda.so").exists()
     return "climbmix" if default_device() == "cuda" and cuda_build else "builtin"
 
 
 def absolute(name: str) -> str:
-    """A corpus' name as it is, a path made absolute. To be called before the working directory changes."""
+    """A corpus' name as it is, a path made absolute: the working directory may change."""
     return name if name in SIZES else str(Path(name).expanduser().absolute())
 
 
 def held_out(source: str = "builtin") -> list[Path]:
-    """What no trial may read: prepared corpora, builtin's held-out files, and a person's own corpus."""
+    """What no trial may read: prepared corpora, builtin's held-out files, a person's own."""
     own = [] if source in SIZES else [Path(absolute(source))]
     return [cache_folder(), *texts.test_suites(), *own]
 
 
 def remembered(data_hash: str) -> tuple[str, int] | None:
-    """(source, shards) of the prepared corpus whose hash begins like that; None where the cache has lost it."""
+    """(source, shards) of the prepared corpus with that hash; None where the cache lacks it."""
     for manifest in sorted(cache_folder().glob("*/manifest.json")):
         try:
             data = Data.load(manifest.parent)
@@ -143,8 +142,6 @@ def open_data(name: str, report: Report = lambda phase, done, total: None, shard
 
     shards: how many of climbmix are for training. Tokenizer, val and test do not depend on it.
     """
-    if not 1 <= shards <= texts.MAX_SHARDS:
-        raise SetupError(f"{shards} shards of climbmix; choose from 1 to {texts.MAX_SHARDS}")
     try:
         return _find_or_make(absolute(name), report, shards)
     except OSError as error:
@@ -156,7 +153,7 @@ def open_data(name: str, report: Report = lambda phase, done, total: None, shard
 
 
 def _find_or_make(source: str, report: Report, shards: int) -> Data:
-    """One process at a time checks or prepares what has that name; the lock falls with its process."""
+    """One process at a time checks or prepares a corpus; the lock falls with its process."""
     from filelock import FileLock, Timeout
 
     files, read = texts.find_files(source)
@@ -168,16 +165,14 @@ def _find_or_make(source: str, report: Report, shards: int) -> Data:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache_folder() / f"{short}.lock")
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         report("waiting for another process that prepares this corpus", 0, 0)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         if not _is_intact(folder, report):
             (folder / "manifest.json").unlink(missing_ok=True)
             _prepare(folder, facts, files or texts.download(cache_folder() / "climbmix", shards, report), report)
-    finally:
-        lock.release()
     return replace(Data.load(folder), **facts)
 
 
@@ -198,12 +193,12 @@ def _hashes(files: dict[str, Path], report: Report) -> dict[str, str]:
 
 
 def _is_intact(folder: Path, report: Report) -> bool:
-    """Whether a folder holds what its manifest says; files that look as when they were written are not read."""
+    """Whether a folder holds what its manifest says; files that look unchanged are not read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         paths = {file: folder / file for file in manifest["files"]}
         return manifest["looks"] == _looks(paths.values()) or manifest["files"] == _hashes(paths, report)
-    except (FileNotFoundError, ValueError, KeyError):  # not prepared to its end, damaged, or of another version
+    except (FileNotFoundError, ValueError, KeyError):  # not whole, damaged, or of another version
         return False
 
 
@@ -213,13 +208,13 @@ def _prepare(folder: Path, facts: dict, files: dict[str, Path], report: Report) 
     size = SIZES.get(source) or next(size for limit, size in TIERS if n_bytes < limit)
     vocab_size, max_seq_len = size
     sample = files
-    if source == "climbmix":  # the first training shard alone, so that more shards leave the tokenizer as it is
+    if source == "climbmix":  # so that more shards leave the tokenizer as it is
         sample = dict([*files.items()][len(texts.SPLITS) :][:1])
     documents = texts.documents(source, sample, partial(report, "training the tokenizer"))
     tokenizer = packing.train_tokenizer(documents, texts.text_bytes(sample.values()), vocab_size)
     write_durably(folder / "tokenizer.json", tokenizer)
     documents = texts.documents(source, files, partial(report, "tokenizing"))
-    # the field crops what is longer than a row, and climbmix is for its numbers; of a smaller corpus all is kept
+    # a document longer than a row: the field crops it, a smaller corpus keeps all of it
     cut = None if source == "climbmix" else max_seq_len
     encoding = packing.load_tokenizer(folder / "tokenizer.json", vocab_size)
     rows = packing.pack(packing.tokenize(encoding, documents, cut), folder, max_seq_len + 1)

@@ -1,8 +1,8 @@
-"""The live terminal: what runs now, against what, and what came of the last ones; plain lines where there is no TTY.
+"""The live terminal: what runs now, against what, and what came of the last ones; or plain lines.
 
-Promises: it only shows, and keeps nothing that anything else reads. What a trial or a model wrote appears as text,
-bounded and without control characters, never as markup. The loss that it shows is read from progress lines, for the
-eye alone. No line is wider than the window. A dead stdout fails nothing: that is terminal.survive()'s work.
+Promises: it only shows, and keeps nothing that anything else reads. What a trial or a model wrote
+appears as text, bounded and without control characters, never as markup. No line is wider than the
+window. A dead stdout fails nothing: that is terminal.survive()'s work.
 """
 
 import os
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rich import get_console
 from rich.cells import cell_len
@@ -26,13 +26,12 @@ from lab import ledger
 from lab.ledger import Experiment, Row, Status, one_line
 
 SHOWN = 8             # experiments in the table
-REDRAWS_A_S = 4
 SILENCE_S = 3.0       # a phase says at least this often that it goes on
 WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
-PHASES = {"clock": "training", "score": "scoring", "witness": "witness"}  # event -> what the trial does from then on
-PROGRESS = re.compile(r"\b([0-9]{1,3})%.*?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # of a line that train.py prints
-Curve = tuple[tuple[int, float], ...]  # (percent of the budget, loss)
+PHASES = {"clock": "training", "score": "scoring", "witness": "witness"}  # event -> phase
+PROGRESS = re.compile(r"\b([0-9]{1,3})%.*?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # in a line
+Curve = dict[int, float]  # percent of the budget -> loss
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ class Running:
     since: float          # monotonic, start of the phase
     phase: str = "starting"
     said: str = ""        # its last line
-    curve: Curve = ()
+    curve: Curve = field(default_factory=dict)
     memory: str = ""
 
     def seconds(self) -> float:
         """Of the present phase."""
-        elapsed_s = time.monotonic() - self.since
-        return min(self.budget_s, elapsed_s) if self.phase == "training" else elapsed_s
+        return time.monotonic() - self.since
 
 
 class Display:
@@ -64,13 +62,13 @@ class Display:
         self.history: Sequence[Experiment] = ()
         self.standing = "nothing is measured yet"   # the incumbent in words, made once a row
         self.running: dict[int, Running] = {}       # by slot
-        self.rival: Curve = ()                      # the incumbent's
+        self.rival: Curve = {}                      # the incumbent's
         self.researcher, self.limits = "", ""
         self.began, self.ended, self.usd = time.monotonic(), 0, 0.0
 
     def __enter__(self) -> "Display":
         if not self.plain:
-            self.live = Live(get_renderable=self.draw, refresh_per_second=REDRAWS_A_S, vertical_overflow="crop")
+            self.live = Live(get_renderable=self.draw, vertical_overflow="crop")
             self.live.start()
         return self
 
@@ -93,7 +91,6 @@ class Display:
         self.rival = curve(log) or self.rival
 
     def show_limits(self, text: str) -> None:
-        """When it will stop, in words."""
         self.limits = one_line(text, 200)
 
     def show_researcher(self, text: str) -> None:
@@ -115,7 +112,7 @@ class Display:
         elif kind == "memory":
             trial = replace(trial, memory=f"{float(value):.1f} GB")
         elif kind == "line":
-            trial = replace(trial, said=one_line(str(value), 200), curve=trial.curve + curve(str(value)))
+            trial = replace(trial, said=one_line(str(value), 200), curve=trial.curve | curve(str(value)))
         self.running[slot] = trial
 
     def row_written(self, row: Row, rows: Sequence[Row]) -> None:
@@ -132,14 +129,15 @@ class Display:
             self.say("; ".join(filter(None, facts)))
 
     def facts(self, trial: Running) -> list[str]:
-        """Phase, memory and last line of a trial, and the loss of the incumbent after the same share of the budget."""
+        """Of a trial; at the end, the incumbent's loss after the same share of the budget."""
         of = f" of {trial.budget_s:g}" if trial.phase == "training" else ""
-        then = [loss for percent, loss in self.rival if trial.curve and percent <= trial.curve[-1][0]]
+        percent = max(trial.curve, default=-1)
+        then = [loss for earlier, loss in self.rival.items() if earlier <= percent]
         rival = f"incumbent then {then[-1]:.4f}" if then and trial.phase == "training" else ""
         return [f"{trial.phase} {trial.seconds():.0f}{of} s", trial.memory, trial.said, rival]
 
     def draw(self) -> Group:
-        """The frame. A narrower window has wrapped the old one to more lines, which are erased here first."""
+        """The frame. A narrower window has wrapped the old one: those lines are erased first."""
         console = get_console()
         n_more = sum((n - 1) // console.width for n in self.drawn if n)
         up = (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)
@@ -149,7 +147,7 @@ class Display:
         return Group(*frame)
 
     def render(self, width: int) -> list[Text]:
-        """All that is live, to be cut at `width`. A low window cuts off the end: the oldest experiments."""
+        """All that is live, to be cut at `width`. A low window cuts off the oldest experiments."""
         frame = lines([self.title, *self.standing.split(", ")], width)
         for _, trial in sorted(self.running.items()):
             share = {"starting": 0.0, "training": trial.seconds() / trial.budget_s}.get(trial.phase, 1.0)
@@ -170,7 +168,7 @@ def can_draw() -> bool:
 
 def curve(log: str) -> Curve:
     """The losses in progress lines, which name the spent share of the budget."""
-    return tuple((int(percent), float(loss)) for percent, loss in PROGRESS.findall(log))
+    return {int(percent): float(loss) for percent, loss in PROGRESS.findall(log)}
 
 
 def standing(history: Sequence[Experiment]) -> str:
@@ -186,7 +184,7 @@ def standing(history: Sequence[Experiment]) -> str:
 
 
 def lines(facts: Sequence[str], width: int, style: str = "") -> list[Text]:
-    """The facts on as few lines as they fit; one that is longer than a line has a line of its own, cut."""
+    """The facts on as few lines as they fit; a longer one has its own line and is cut."""
     packed: list[str] = []
     for fact in filter(None, facts):
         if packed and cell_len(packed[-1]) + 2 + cell_len(fact) <= width:
@@ -197,7 +195,7 @@ def lines(facts: Sequence[str], width: int, style: str = "") -> list[Text]:
 
 
 def recent(history: Sequence[Experiment], width: int) -> Iterator[Text]:
-    """The last experiments, newest first, a line each; what they cost only where the window is wide."""
+    """The last experiments, newest first, a line each, with their cost in a wide window."""
     for experiment in reversed(history[-SHOWN:]):
         row, n_busy = experiment.own, sum(row.status is Status.BUSY for row in experiment.rows)
         n_counted = len(experiment.rows) - n_busy
@@ -216,8 +214,8 @@ class Phase:
         self.plain, self.name, self.done, self.began = plain, "starting", "", time.monotonic()
 
     def report(self, name: str, done: int, total: int) -> None:
-        is_new, self.done = name != self.name, f" {done / total:.0%}" if total else ""
-        if is_new:
+        self.done = f" {done / total:.0%}" if total else ""
+        if name != self.name:
             self.name, self.began = name, time.monotonic()
             if self.plain:
                 print(self.text(), flush=True)
@@ -232,7 +230,7 @@ class Phase:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A report(phase, done, total) that shows on stdout: redrawn on a terminal, otherwise a line every 3 s."""
+    """A report(phase, done, total) that shows on stdout: redrawn, or a line every 3 s."""
     phase, ended = Phase(not can_draw()), threading.Event()
     if not phase.plain:
         with Live(get_renderable=lambda: Text(phase.text()), transient=True):

@@ -1,6 +1,6 @@
-"""From text to rows: train a tokenizer, tokenize, pack the tokens into rows of one length, shuffle the rows.
+"""From text to rows: train a tokenizer, tokenize, pack tokens into rows of one length, shuffle.
 
-Promises that equal documents give equal bytes, whatever the number of cores. Does not know where text comes from.
+Promises that equal documents give equal bytes, whatever the number of cores.
 """
 
 import base64
@@ -20,16 +20,16 @@ from lab.texts import Documents
 TOKENIZER_BYTES = 91_000_000  # text that the tokenizer is trained on: 3 s of rustbpe's time
 BUFFER = 1000                 # documents that a row may choose from, the field's number
 CHUNK = 1024                  # documents that are tokenized side by side
-SLICE_CHARS = 1 << 16         # text that is encoded at once: 3 M blanks in a row overflow the pattern's stack
+SLICE_CHARS = 1 << 16         # text that is encoded at once: 3 M blanks overflow the pattern's stack
 SHUFFLE_SEED = 2
-# GPT-4's way to split text into words, but one or two digits a number: 110 numbers, not 1110, in a small vocabulary
+# GPT-4's way to split text into words, but one or two digits a number: 110 numbers, not 1110
 PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 BOS = "<|bos|>"               # begins every document; the only special token, with the last id
 
 
 def train_tokenizer(documents: Documents, n_bytes: int, vocab_size: int) -> bytes:
-    """Learn byte pairs from a fair sample of the training documents, n_bytes in all. Text, never a pickle."""
+    """Learn byte pairs from a sample of n_bytes of training text. Text, never a pickle."""
     import rustbpe
 
     every = max(1, -(-n_bytes // TOKENIZER_BYTES))
@@ -58,13 +58,13 @@ def slices_of(text: str) -> Iterator[str]:
 
 def tokenize(encoding: "tiktoken.Encoding", documents: Documents, cut: int | None  # noqa: F821
              ) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, BOS and tokens) in the order of the documents; one of more than `cut` tokens becomes several."""
+    """(split, BOS and tokens) in order; a document of more than `cut` tokens becomes several."""
 
     def encode(text: str) -> np.ndarray:
         parts = [encoding.encode_to_numpy(part, disallowed_special=()) for part in slices_of(text)]
         return np.concatenate(parts)
 
-    with ThreadPoolExecutor() as pool:  # threads are enough: tiktoken works outside the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # tiktoken works outside the interpreter's lock
         while chunk := list(islice(documents, CHUNK)):
             encoded = pool.map(encode, [text for _, text in chunk])
             for (split, _), tokens in zip(chunk, encoded, strict=True):
@@ -75,10 +75,10 @@ def tokenize(encoding: "tiktoken.Encoding", documents: Documents, cut: int | Non
 
 
 def best_fit(documents: Iterable[np.ndarray], row_tokens: int) -> Iterator[np.ndarray]:
-    """The field's rule to fill rows: no padding, and a choice of 1000 documents leaves little to crop.
+    """The field's rule: no padding, and a choice of 1000 documents leaves little to crop.
 
-    A row takes the longest document that fits whole, the oldest of equal ones. When none fits, the shortest document
-    is cropped to fill the row. Every document begins with BOS, so every row does. An unfilled last row is dropped.
+    A row takes the longest document that fits whole, the oldest of equal ones. When none fits, the
+    shortest is cropped to fill the row, so every row begins with BOS. An unfilled last row is dropped.
     """
     numbered = enumerate(documents)
     waiting: list[tuple[int, int, np.ndarray]] = []  # (length, number, document), sorted
@@ -100,7 +100,7 @@ def best_fit(documents: Iterable[np.ndarray], row_tokens: int) -> Iterator[np.nd
 def pack(tokenized: Iterable[tuple[str, np.ndarray]], folder: Path, row_tokens: int) -> dict[str, int]:
     """Write train.bin, val.bin and test.bin; return the rows of each split.
 
-    The rows are in a fixed random order, so that the first n are a fair sample. They wait in memory: 0.2 GB a shard.
+    A fixed random order makes the first n a fair sample. All waits in memory: 0.2 GB a shard.
     """
     documents: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     for split, tokens in tokenized:
@@ -108,7 +108,8 @@ def pack(tokenized: Iterable[tuple[str, np.ndarray]], folder: Path, row_tokens: 
     n_rows = {}
     for split in documents:
         rows = [*best_fit(documents[split], row_tokens)]
-        order = np.random.RandomState(SHUFFLE_SEED).permutation(len(rows))  # its numbers never change with numpy
+        rng = np.random.RandomState(SHUFFLE_SEED)  # its numbers never change with numpy
+        order = rng.permutation(len(rows))
         write_durably(folder / f"{split}.bin", (rows[i].data for i in order))
         n_rows[split] = len(rows)
     return n_rows

@@ -1,7 +1,7 @@
-"""The person at the terminal: Ctrl-C and SIGTERM, a terminal that goes away, a place for output that fails.
+"""The person at the terminal: Ctrl-C and SIGTERM, a terminal that goes away, output that fails.
 
-Promises: the first signal lets the trial finish, the second ends it; no output that fails ends or fails the loop,
-which then says less. It could not live in the display, which a trial's words pass through.
+Promises: the first signal lets the trial finish, the second ends it; no output that fails ends the
+loop, which then says less.
 """
 
 import errno
@@ -19,11 +19,11 @@ from lab.ledger import SetupError, one_line, utc_now
 
 
 class Quiet(io.FileIO):
-    """A place for output that never fails, although the reader has left, the disk is full or the terminal gone."""
+    """Output that never fails: the reader may leave, the disk be full, the terminal go."""
 
-    def write(self, data: bytes) -> int | None:
+    def write(self, data: bytes) -> int:
         try:
-            return super().write(data)
+            return super().write(data) or len(data)
         except OSError:
             return len(data)
 
@@ -74,7 +74,7 @@ def current_tag() -> str:
 
 def fault_line(error: Exception) -> str:
     """What the user reads of a fault that no retry mends."""
-    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # git has no other way
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # git says it in words
         return "the disk is full; make room and run the same command again: it continues"
     if isinstance(error, SetupError):
         return str(error)
@@ -82,7 +82,7 @@ def fault_line(error: Exception) -> str:
 
 
 def unforeseen(error: Exception, runs: Path) -> str:
-    """The line for a fault of ours; its traceback goes into fault.log, whose last one tells whether it came again."""
+    """The line for a fault of ours; its traceback goes into fault.log."""
     text, path = "".join(traceback.format_exception(error)), runs / "fault.log"
     runs.mkdir(parents=True, exist_ok=True)
     known = path.read_text("utf-8", "replace") if path.is_file() else ""

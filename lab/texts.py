@@ -1,7 +1,6 @@
 """Where text comes from: builtin's Python sources, climbmix's shards, a person's own files.
 
-Promises the same documents in the same order on every machine, each in one split. Downloads resume. Does not know
-tokens.
+Promises the same documents in the same order on every machine, each in one split. Downloads resume.
 """
 
 import hashlib
@@ -20,14 +19,14 @@ from lab.ledger import SetupError, one_line
 Report = Callable[[str, int, int], None]  # (phase, done, total); total is 0 where nobody knows it
 Documents = Iterator[tuple[str, str]]     # (split, text)
 
-HOLD_OUT = 20                     # one document in 20 goes to val and one to test, chosen by its hash
+HOLD_OUT = 20             # one document in 20 goes to val and one to test, chosen by its hash
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-PIECE_CHARS = 8192                # a long .txt file becomes documents of about this size
-LINE_CHARS = 1 << 16              # a line is read in parts of this size: some files are a single line
+PIECE_CHARS = 8192        # a long .txt file becomes documents of about this size
+LINE_CHARS = 1 << 16      # a line is read in parts of this size: some files are a single line
 
 ENDPOINT = "https://huggingface.co/datasets/karpathy/climbmix-400b-shuffle/resolve/main"
-SPLITS = {"shard_06542.parquet": "val", "shard_06541.parquet": "test"}  # every other shard is for training
-MAX_SHARDS = 6541                 # training shards are numbered from 0 and end before the test shard
+SPLITS = {"shard_06542.parquet": "val", "shard_06541.parquet": "test"}  # the others: train
+MAX_SHARDS = 6541         # training shards are numbered from 0 and end before the test shard
 RETRY_WAITS_S = (0, 1, 2, 4, 8, 16)  # before each try for a shard
 
 
@@ -42,10 +41,10 @@ def documents(source: str, files: dict[str, Path],
     for done, (file, path) in enumerate(files.items()):
         report(done, len(files))
         for text in texts(path):
-            if source == "climbmix":  # the set is too large to remember, and its makers took the copies out
+            if source == "climbmix":  # too large to remember, and free of copies
                 yield SPLITS.get(file, "train"), text
                 continue
-            # a hash of the text without its white space, which a file and its reformatted copy share
+            # white space does not count: a reformatted copy is a copy
             digest = hashlib.sha256(text.encode().translate(None, b" \t\n\r\f\v")).digest()
             number = int.from_bytes(digest[:8], "big")
             if number in known:
@@ -73,7 +72,7 @@ def builtin_files() -> dict[str, Path]:
 
 
 def is_held_out(file: str) -> bool:
-    """Whether a file of builtin is for val or test: it belongs to a test suite, which no trial imports."""
+    """Whether a file of builtin is for val or test: a test suite, which no trial imports."""
     package, *folders = file.split("/")[:-1]
     return package != "torch" and "tests" in folders
 
@@ -88,10 +87,7 @@ def _packages() -> list[Path]:
 
 
 def find_files(source: str) -> tuple[dict[str, Path], str]:
-    """The files of builtin or at a path, none for climbmix; and, for a path, which of its files are not read.
-
-    Raises SetupError where there is none.
-    """
+    """The files of builtin or at a path, and what was skipped there. Raises SetupError."""
     if source == "climbmix":
         return {}, ""
     if source == "builtin":
@@ -138,10 +134,9 @@ def _from_jsonl(path: Path) -> Iterator[str]:
         for number, line in enumerate(file, 1):
             try:
                 text = json.loads(line)["text"] if line.strip() else ""
-                text = text.encode("utf-8", "replace").decode()  # JSON may hold half a surrogate pair
+                text = text.encode("utf-8", "replace").decode()  # half a surrogate pair
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise SetupError(f'{path} line {number} is not a JSON object with a string "text"; mend or remove '
-                                 "it") from None
+                raise SetupError(f'{path} line {number} has no string "text"; mend or remove it') from None
             yield text
 
 
@@ -165,7 +160,7 @@ def _parquet(path: Path) -> "pyarrow.parquet.ParquetFile":  # noqa: F821
 
 
 def download(folder: Path, n_shards: int, report: Report) -> dict[str, Path]:
-    """The shards of climbmix, those already there included. Validation comes first: a missing one shows at once."""
+    """The shards of climbmix. Validation comes first: a missing one shows at once."""
     base = (os.environ.get("AUTORESEARCH_ENDPOINT") or ENDPOINT).rstrip("/")
     folder.mkdir(parents=True, exist_ok=True)
     files = [*SPLITS, *(f"shard_{number:05}.parquet" for number in range(n_shards))]
@@ -204,17 +199,15 @@ def _resume(url: str, part: Path, report: Callable[[int, int], None]) -> None:
     """Append the bytes that a file lacks. Raises RequestException."""
     import requests
 
-    have = part.stat().st_size
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    headers = {"Range": f"bytes={part.stat().st_size}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=(10, 30)) as answer:
-        if answer.status_code == 416:  # the part is as long as the file or longer: it may belong to another one
+        if answer.status_code == 416:  # as long as the file or longer: perhaps another one's
             os.truncate(part, 0)
         answer.raise_for_status()
-        have = have if answer.status_code == 206 else 0
-        total = have + int(answer.headers.get("Content-Length", 0))
-        with open(part, "ab" if have else "wb") as file:
+        with open(part, "ab" if answer.status_code == 206 else "wb") as file:
+            total = file.tell() + int(answer.headers.get("Content-Length", 0))
             for block in answer.iter_content(1 << 16):
-                have += file.write(block)
-                report(have, total)
+                file.write(block)
+                report(file.tell(), total)
             file.flush()
             os.fsync(file.fileno())

@@ -474,12 +474,6 @@ def test_more_shards_change_the_training_rows_alone(server: Shards) -> None:
     assert len(server.asked) == asked
 
 
-@pytest.mark.parametrize("n", [0, -1, 6542])
-def test_a_number_of_shards_that_does_not_exist_is_one_line(n: int) -> None:
-    with pytest.raises(SetupError, match=f"{n} shards of climbmix; choose from 1 to 6541"):
-        open_data("climbmix", shards=n)
-
-
 def test_a_part_longer_than_the_file_is_fetched_anew(server: Shards, tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "climbmix"
     folder.mkdir(parents=True)
