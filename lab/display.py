@@ -1,34 +1,40 @@
-"""The live terminal: what runs now, against what, and what came of the last ones; plain lines where there is no TTY.
+"""The live terminal: what runs now, against what, and what came of the last ones; or plain lines.
 
-Promises: it only shows, and keeps nothing that anything else reads. What a trial or a model wrote appears as text,
-bounded and without control characters, never as markup. The loss that it shows is read from progress lines, for the
-eye alone. No line is wider than the window. That a dead stdout fails nothing is terminal.survive()'s work.
+Promises: it only shows, and keeps nothing that anything else reads. What a trial or a model wrote
+appears as text, bounded and without control characters, never as markup. No line is wider than the
+window. A dead stdout fails nothing: that is terminal.survive()'s work.
 """
 
-import math
 import os
 import re
 import sys
+import threading
 import time
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from rich import get_console
+from rich.cells import cell_len
+from rich.console import Group
+from rich.control import Control
+from rich.live import Live
+from rich.segment import ControlType
+from rich.text import Text
 
 from lab import ledger
 from lab.ledger import Experiment, Row, Status, one_line
 
 SHOWN = 8             # experiments in the table
-REDRAWS_A_S = 4
-WIDE = 100            # columns from which the table has room for source, memory, tokens and time
+SILENCE_S = 3.0       # a phase says at least this often that it goes on
+WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
-PHASES = {"clock": "training", "score": "scoring", "witness": "witness"}  # event -> what the trial does from then on
-_SHARE = re.compile(r"\b([0-9]{1,3})%")
-_LOSS, _RATE = re.compile(r"loss ([0-9]{1,6}\.?[0-9]{0,6})"), re.compile(r"([0-9]{1,12}) tok/s")
-Curve = list[tuple[float, float]]  # (second of training, loss)
+PHASES = {"clock": "training", "score": "scoring", "witness": "witness"}  # event -> phase
+PROGRESS = re.compile(r"\b([0-9]{1,3})%.*?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # in a line
+Curve = dict[int, float]  # percent of the budget -> loss
 
 
-@dataclass
+@dataclass(frozen=True)
 class Running:
     """The trial in one slot."""
 
@@ -37,15 +43,13 @@ class Running:
     budget_s: float
     since: float          # monotonic, start of the phase
     phase: str = "starting"
-    loss: str = ""
-    rate: str = ""        # tokens a second
+    said: str = ""        # its last line
+    curve: Curve = field(default_factory=dict)
     memory: str = ""
-    curve: Curve = field(default_factory=list)
 
     def seconds(self) -> float:
         """Of the present phase."""
-        elapsed_s = time.monotonic() - self.since
-        return min(self.budget_s, elapsed_s) if self.phase == "training" else elapsed_s
+        return time.monotonic() - self.since
 
 
 class Display:
@@ -56,20 +60,15 @@ class Display:
         self.plain = not can_draw() if plain is None else plain
         self.drawn: list[int] = []                  # columns of each line of the last frame
         self.history: Sequence[Experiment] = ()
-        self.busy: Counter[int] = Counter()         # rows of each experiment that did not have their machine
         self.standing = "nothing is measured yet"   # the incumbent in words, made once a row
         self.running: dict[int, Running] = {}       # by slot
-        self.rival: Curve = []                      # the incumbent's
+        self.rival: Curve = {}                      # the incumbent's
         self.researcher, self.limits = "", ""
-        self.began, self.trained_s, self.ended, self.usd = time.monotonic(), 0.0, 0, 0.0
+        self.began, self.ended, self.usd = time.monotonic(), 0, 0.0
 
     def __enter__(self) -> "Display":
         if not self.plain:
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console()
-            self.live = Live(console=console, get_renderable=lambda: self.draw(console), refresh_per_second=REDRAWS_A_S)
+            self.live = Live(get_renderable=self.draw, vertical_overflow="crop")
             self.live.start()
         return self
 
@@ -80,8 +79,6 @@ class Display:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self.live:
-            from rich.text import Text
-
             self.live.refresh()  # sees a resize
             self.live.console.print(Text(one_line(line, 1000)))
         else:
@@ -89,13 +86,11 @@ class Display:
 
     def show_session(self, rows: Sequence[Row], log: str = "") -> None:
         """The session as it is; log: what the incumbent's own trial printed, for its losses."""
-        self.history = ledger.experiments(row for row in rows if row.status is not Status.BUSY)
-        self.busy = Counter(row.experiment for row in rows if row.status is Status.BUSY)
+        self.history = ledger.experiments(rows)
         self.standing, self.usd = standing(self.history), sum(row.usd for row in rows)
-        self.rival = curve(log, rows[0].budget) if log and rows else self.rival
+        self.rival = curve(log) or self.rival
 
     def show_limits(self, text: str) -> None:
-        """When it will stop, in words."""
         self.limits = one_line(text, 200)
 
     def show_researcher(self, text: str) -> None:
@@ -113,16 +108,12 @@ class Display:
         if trial is None:
             return
         if kind in PHASES:
-            self.trained_s += trial.budget_s if kind == "score" else 0.0
-            trial.phase, trial.since = PHASES[kind], time.monotonic()
+            trial = replace(trial, phase=PHASES[kind], since=time.monotonic())
         elif kind == "memory":
-            trial.memory = f"{float(value):.1f} GB"
+            trial = replace(trial, memory=f"{float(value):.1f} GB")
         elif kind == "line":
-            loss, rate = _LOSS.search(str(value)), _RATE.search(str(value))
-            trial.rate = f"{int(rate[1]):,} tok/s" if rate else trial.rate
-            if loss and trial.phase == "training":
-                trial.loss = loss[1]
-                trial.curve.append((trial.seconds(), float(loss[1])))
+            trial = replace(trial, said=one_line(str(value), 200), curve=trial.curve | curve(str(value)))
+        self.running[slot] = trial
 
     def row_written(self, row: Row, rows: Sequence[Row]) -> None:
         slot = next((slot for slot, trial in self.running.items() if trial.number == row.experiment), None)
@@ -134,65 +125,39 @@ class Display:
         if self.plain:
             value = "" if row.val_bpb is None else f" {row.val_bpb:.6f}"
             cost = f"{row.total_seconds:.0f} s, {row.tokens_m:.1f} M tokens"
-            self.say("; ".join(filter(None, (f"#{row.experiment} {row.status}{value} in {cost}", self.standing,
-                                             row.note))))
-
-    # What is seen
+            facts = f"#{row.experiment} {row.status}{value} in {cost}", self.standing, row.note
+            self.say("; ".join(filter(None, facts)))
 
     def facts(self, trial: Running) -> list[str]:
-        """Phase, loss, rate and memory of a trial."""
+        """Of a trial; at the end, the incumbent's loss after the same share of the budget."""
         of = f" of {trial.budget_s:g}" if trial.phase == "training" else ""
-        facts = [f"{trial.phase} {trial.seconds():.0f}{of} s", f"loss {trial.loss}" if trial.loss else ""]
-        at = bisect_right(self.rival, (trial.seconds(), math.inf))
-        if trial.phase == "training" and trial.loss and at:
-            facts[-1] += f" (incumbent then {self.rival[at - 1][1]:.4f})"
-        return [*facts, trial.rate, trial.memory]
+        percent = max(trial.curve, default=-1)
+        then = [loss for earlier, loss in self.rival.items() if earlier <= percent]
+        rival = f"incumbent then {then[-1]:.4f}" if then and trial.phase == "training" else ""
+        return [f"{trial.phase} {trial.seconds():.0f}{of} s", trial.memory, trial.said, rival]
 
-    def pace(self) -> list[str]:
-        """Rate and spend of this process, and its end."""
-        elapsed_s = max(time.monotonic() - self.began, 1e-3)
-        now_s = sum(trial.seconds() for trial in self.running.values() if trial.phase == "training")
-        rate = f"{3600 * self.ended / elapsed_s:.1f} trials an hour" if self.ended else ""
-        return [rate, f"{100 * (self.trained_s + now_s) / elapsed_s:.0f} % of the time training",
-                f"${self.usd:.2f} spent", self.limits]
-
-    def draw(self, console):
-        """The frame. A narrower window has wrapped the old one to more lines, which are erased here first."""
-        from rich.control import Control
-        from rich.segment import ControlType, Segment
-
+    def draw(self) -> Group:
+        """The frame. A narrower window has wrapped the old one: those lines are erased first."""
+        console = get_console()
         n_more = sum((n - 1) // console.width for n in self.drawn if n)
         up = (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)
         console.control(Control(ControlType.CARRIAGE_RETURN, *up * n_more))
-        frame = self.render(console.width, console.height)
-        self.drawn = [Segment.get_line_length(line) for line in console.render_lines(frame, pad=False)]
-        return frame
+        frame = self.render(console.width)
+        self.drawn = [min(line.cell_len, console.width) for line in frame[: console.height]]
+        return Group(*frame)
 
-    def render(self, width: int, height: int = 50):
-        """All that is live, no line wider than `width`; a low window shows fewer trials, then fewer experiments."""
-        from rich.console import Group
-
-        above = lines([self.title, *self.standing.split(", ")], width)
-        below = lines([self.researcher], width, "dim") + lines(self.pace(), width, "dim")
-        room = height - len(above) - len(below) - 1  # the cursor has a line
-        blocks = [self.block(trial, width) for _, trial in sorted(self.running.items())]
-        n_shown = len(blocks)
-        while n_shown > 1 and sum(map(len, blocks[:n_shown])) + (n_shown < len(blocks)) > room:
-            n_shown -= 1
-        running = sum(blocks[:n_shown], [])
-        if n_shown < len(blocks):
-            running += lines([f"and {len(blocks) - n_shown} more trials"], width, "dim")
-        room -= len(running) + 1  # the table's head
-        table = [recent(self.history[-min(SHOWN, room):], self.busy, width)] if room > 0 else []
-        return Group(*above, *table, *running, *below)
-
-    def block(self, trial: Running, width: int) -> list:
-        from rich.text import Text
-
-        share = {"starting": 0.0, "training": trial.seconds() / trial.budget_s}.get(trial.phase, 1.0)
-        done = min(width, int(width * share))
-        bar = Text.assemble(("━" * done, "cyan"), ("━" * (width - done), "bright_black"))
-        return [*lines([trial.what], width, "bold"), bar, *lines(self.facts(trial), width)]
+    def render(self, width: int) -> list[Text]:
+        """All that is live, to be cut at `width`. A low window cuts off the oldest experiments."""
+        frame = lines([self.title, *self.standing.split(", ")], width)
+        for _, trial in sorted(self.running.items()):
+            share = {"starting": 0.0, "training": trial.seconds() / trial.budget_s}.get(trial.phase, 1.0)
+            done = min(width, int(width * share))
+            bar = Text.assemble(("━" * done, "cyan"), ("━" * (width - done), "bright_black"))
+            frame += [*lines([trial.what], width, "bold"), bar, *lines(self.facts(trial), width)]
+        elapsed_s = time.monotonic() - self.began
+        rate = f"{3600 * self.ended / elapsed_s:.1f} trials an hour" if self.ended else ""
+        pace = lines([rate, f"${self.usd:.2f} spent", self.limits], width, "dim")
+        return [*frame, *lines([self.researcher], width, "dim"), *pace, *recent(self.history, width)]
 
 
 def can_draw() -> bool:
@@ -201,10 +166,9 @@ def can_draw() -> bool:
     return sys.stdout.isatty() and not dumb and "utf" in (sys.stdout.encoding or "utf-8").lower()
 
 
-def curve(log: str, budget_s: float) -> Curve:
-    """(second, loss) from the progress lines of an earlier trial, which name the spent share of the budget."""
-    found = ((_SHARE.search(line), _LOSS.search(line)) for line in log.splitlines())
-    return [(int(share[1]) / 100 * budget_s, float(loss[1])) for share, loss in found if share and loss]
+def curve(log: str) -> Curve:
+    """The losses in progress lines, which name the spent share of the budget."""
+    return {int(percent): float(loss) for percent, loss in PROGRESS.findall(log)}
 
 
 def standing(history: Sequence[Experiment]) -> str:
@@ -219,42 +183,63 @@ def standing(history: Sequence[Experiment]) -> str:
     return text + (", noise not measured yet" if sigma is None else f", noise {sigma:.6f}")
 
 
-def lines(facts: Sequence[str], width: int, style: str = "") -> list:
-    from rich.text import Text
-
-    return [Text(line, style, no_wrap=True, overflow="ellipsis") for line in pack(facts, width)]
-
-
-def pack(facts: Sequence[str], width: int) -> list[str]:
-    """The facts on as few lines as they fit; one that is longer than a line has a line of its own."""
-    from rich.cells import cell_len
-
+def lines(facts: Sequence[str], width: int, style: str = "") -> list[Text]:
+    """The facts on as few lines as they fit; a longer one has its own line and is cut."""
     packed: list[str] = []
     for fact in filter(None, facts):
         if packed and cell_len(packed[-1]) + 2 + cell_len(fact) <= width:
             packed[-1] += f", {fact}"
         else:
             packed.append(fact)
-    return packed
+    return [Text(line, style, no_wrap=True, overflow="ellipsis") for line in packed]
 
 
-def recent(history: Sequence[Experiment], busy: Mapping[int, int], width: int):
-    """These experiments as a table that drops columns where the window is narrow."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1, 0, 0), width=width, show_edge=False, header_style="dim")
-    names = ("#", "val_bpb", "status", "description", "source", "GB", "M tok", "s")[: None if width >= WIDE else 4]
-    for name in names:
-        ratio = 1 if name == "description" else None
-        side = "left" if name in ("status", "description", "source") else "right"
-        table.add_column(name, justify=side, ratio=ratio, no_wrap=True, overflow="ellipsis")
-    for experiment in history:
-        row = experiment.own
-        status = one_line(row.status, 10) + (f" x{len(experiment.rows)}" if len(experiment.rows) > 1 else "")
-        status += f" busy x{busy[experiment.number]}" if busy[experiment.number] else ""
+def recent(history: Sequence[Experiment], width: int) -> Iterator[Text]:
+    """The last experiments, newest first, a line each, with their cost in a wide window."""
+    for experiment in reversed(history[-SHOWN:]):
+        row, n_busy = experiment.own, sum(row.status is Status.BUSY for row in experiment.rows)
+        n_counted = len(experiment.rows) - n_busy
+        status = row.status + (f" x{n_counted}" if n_counted > 1 else "") + (f" busy x{n_busy}" if n_busy else "")
         value = "" if experiment.val_bpb is None else f"{experiment.val_bpb:.6f}"
-        cells = [str(experiment.number), value, status, one_line(row.description, 200), one_line(row.source, 20),
-                 f"{row.memory_gb:.1f}", f"{row.tokens_m:.1f}", f"{row.total_seconds:.0f}"]
-        table.add_row(*map(Text, cells[: len(names)]), style=STYLES.get(row.status, ""))
-    return table
+        cost = f"{row.tokens_m:7.1f} M tokens {row.total_seconds:4.0f} s {row.memory_gb:5.1f} GB  "
+        what = f"{one_line(row.description, 200)} ({one_line(row.source, 20)})"
+        line = f"{experiment.number:5} {value:8} {status:10} {cost if width >= WIDE else ''}{what}"
+        yield Text(line, STYLES.get(row.status, ""), no_wrap=True, overflow="ellipsis")
+
+
+class Phase:
+    """What is being prepared, for how long, and how much of it is done."""
+
+    def __init__(self, plain: bool):
+        self.plain, self.name, self.done, self.began = plain, "starting", "", time.monotonic()
+
+    def report(self, name: str, done: int, total: int) -> None:
+        self.done = f" {done / total:.0%}" if total else ""
+        if name != self.name:
+            self.name, self.began = name, time.monotonic()
+            if self.plain:
+                print(self.text(), flush=True)
+
+    def text(self) -> str:
+        return f"{self.name}{self.done}, {time.monotonic() - self.began:.0f} s"
+
+    def repeat(self, ended: threading.Event) -> None:
+        while not ended.wait(SILENCE_S):
+            print(self.text(), flush=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A report(phase, done, total) that shows on stdout: redrawn, or a line every 3 s."""
+    phase, ended = Phase(not can_draw()), threading.Event()
+    if not phase.plain:
+        with Live(get_renderable=lambda: Text(phase.text()), transient=True):
+            yield phase.report
+        return
+    thread = threading.Thread(target=phase.repeat, args=[ended], daemon=True)
+    thread.start()
+    try:
+        yield phase.report
+    finally:
+        ended.set()
+        thread.join()

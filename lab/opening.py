@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 from lab import card, corpus, edits, ledger, sandbox
-from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data, progress_bar
+from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data
+from lab.display import progress_bar
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session

@@ -1,9 +1,7 @@
-"""The person at the terminal: Ctrl-C and SIGTERM, a terminal that goes away, a place for output that
-fails.
+"""The person at the terminal: Ctrl-C and SIGTERM, a terminal that goes away, output that fails.
 
-Promises: the first signal lets the trial finish, the second ends it; no output that fails ends or
-fails the loop, which then says less. It could not live in the display, which a trial's words pass
-through and which may be none.
+Promises: the first signal lets the trial finish, the second ends it; no output that fails ends the
+loop, which then says less.
 """
 
 import errno
@@ -20,50 +18,27 @@ from pathlib import Path
 from lab.ledger import SetupError, one_line, utc_now
 
 
-class Voice:
-    """stdout or stderr that falls silent instead of failing: a reader that left, a full disk, a dead terminal."""
+class Quiet(io.FileIO):
+    """Output that never fails: the reader may leave, the disk be full, the terminal go."""
 
-    def __init__(self, stream: io.TextIOWrapper):
-        self.stream = stream
-        stream.reconfigure(errors="backslashreplace")  # a terminal of few letters
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
+    def write(self, data: bytes) -> int:
         try:
-            return self.stream.write(text)
+            return super().write(data) or len(data)
         except OSError:
-            return self._fall_silent(len(text))
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except OSError:
-            self._fall_silent(0)
-
-    def _fall_silent(self, n_written: int) -> int:
-        silence(self.stream.fileno())
-        return n_written
-
-
-def silence(*descriptors: int) -> None:
-    """Every further word to these goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+            return len(data)
 
 
 def survive() -> None:
-    """Give stdin, stdout and stderr a place where they have none, and let none of them fail."""
-    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file of ours becomes "stdout"
+    """Give stdin, stdout and stderr a place where they have none, and let no output fail."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:  # otherwise a file of ours becomes "stdout"
         os.set_inheritable(nowhere, True)
     os.close(nowhere)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name) or os.fdopen(number, "w", closefd=False)
-        if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
-            setattr(sys, name, Voice(stream))
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):  # a test may have put something else there
+            place = io.BufferedWriter(Quiet(number, "w", closefd=False))
+            encoding = stream.encoding if stream else "utf-8"
+            setattr(sys, name, io.TextIOWrapper(place, encoding, "backslashreplace", line_buffering=True))
 
 
 class Stop:
@@ -72,40 +47,34 @@ class Stop:
     def __init__(self):
         self.asked = threading.Event()  # stop after the trial under way
         self.now = threading.Event()    # stop the trial too
-        self.unheard = threading.Event()  # asked, and not answered yet
-        self.terminals: list[int] = []
+        self.answered = False
 
     def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGHUP, lambda *_: silence(*self.terminals))
-        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGHUP, lambda *_: None)  # trials would inherit SIG_IGN
+
+    def _on_signal(self, *_: object) -> None:
+        (self.now if self.asked.is_set() else self.asked).set()
 
     def answer(self, left_s: float, say: Callable[[str], None]) -> None:
         """Say what the first signal does, once."""
-        if self.unheard.is_set():
-            self.unheard.clear()
+        if self.asked.is_set() and not self.answered:
+            self.answered = True
             minutes, seconds = divmod(round(left_s), 60)
             say(f"stopping after this trial, {minutes}:{seconds:02} left; Ctrl-C again ends it now")
-
-    def _on_signal(self, *_: object) -> None:
-        if self.asked.is_set():
-            self.now.set()
-        else:
-            self.asked.set()
-            self.unheard.set()
 
 
 def current_tag() -> str:
     """The session that is checked out, "" for none."""
     head = subprocess.run(["git", "symbolic-ref", "-q", "HEAD"], capture_output=True, text=True).stdout.strip()
-    prefix = "refs/heads/autoresearch/"
-    return head.removeprefix(prefix) if head.startswith(prefix) else ""
+    branch, tag = os.path.split(head)
+    return tag if branch == "refs/heads/autoresearch" else ""
 
 
 def fault_line(error: Exception) -> str:
     """What the user reads of a fault that no retry mends."""
-    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # git says it in words
         return "the disk is full; make room and run the same command again: it continues"
     if isinstance(error, SetupError):
         return str(error)
@@ -113,13 +82,12 @@ def fault_line(error: Exception) -> str:
 
 
 def unforeseen(error: Exception, runs: Path) -> str:
-    """The line for a fault of ours; its traceback goes into fault.log, whose last one tells whether it came again."""
+    """The line for a fault of ours; its traceback goes into fault.log."""
     text, path = "".join(traceback.format_exception(error)), runs / "fault.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    again = path.is_file() and path.read_text(encoding="utf-8", errors="replace").endswith(text)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"\n{utc_now()}\n{text}")
+    runs.mkdir(parents=True, exist_ok=True)
+    known = path.read_text("utf-8", "replace") if path.is_file() else ""
+    path.write_text(f"{known}\n{utc_now()}\n{text}", "utf-8", "backslashreplace")
     what = f"{type(error).__name__}: {one_line(str(error), 200)}"
-    if again:
+    if known.endswith(text):
         return f"{what}, the same fault as the last time: see {path}"
     return f"a fault of ours ({what}), kept in {path}; run the same command again: it continues"

@@ -18,10 +18,11 @@ from fakes import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 
 from lab import ledger
-from lab.display import SHOWN, Display, pack, standing
+from lab.display import SHOWN, Display, lines, standing
 from lab.ledger import Row, Status
 from lab.referee import Channel
 
@@ -53,8 +54,15 @@ def running(rows=ROWS, description: str = "idea 9") -> Display:
 def screen(display: Display, width: int, terminal: bool = False) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
-    console.print(display.render(width))
+    console.print(Group(*display.render(width)))
     return out.getvalue()
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
@@ -62,18 +70,18 @@ def screen(display: Display, width: int, terminal: bool = False) -> str:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_no_line_is_wider_than_the_window_and_nothing_wraps(width, n_rows, terminal):
     text = screen(running(ROWS[:n_rows], HOSTILE * 3), width, terminal)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    assert "━" * width in lines and any(line.startswith("training 0 of 300 s"[:width - 1]) for line in lines)
-    assert all(cell_len(line) <= width for line in lines)
-    assert len([line for line in lines if "bold" in line]) <= 1
-    assert len(lines) <= 16 + SHOWN
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert "━" * width in shown and any(line.startswith("training 0 of 300 s"[:width - 1]) for line in shown)
+    assert all(cell_len(line) <= width for line in shown)
+    assert len([line for line in shown if "bold" in line]) <= 1
+    assert len(shown) <= 16 + SHOWN
 
 
 def test_shows_what_runs_and_what_stands():
     text = screen(running(), 200)
     for fact in ("autoresearch/nov23", "incumbent #1 0.992000", "-0.008000 since the baseline", "noise 0.002828",
-                 "#9 idea 9 (some-model)", "training 0 of 300 s", "loss 3.2101", "41,000 tok/s, 44.0 GB", "$1.25 spent",
-                 "some-model drafts", "stops after 8 hours", "keep x2", "44.0", "12.3", "310"):
+                 "#9 idea 9 (some-model)", "training 0 of 300 s, 44.0 GB", "34% | loss 3.2101 | 41000 tok/s",
+                 "$1.25 spent", "some-model drafts", "stops after 8 hours", "keep x2", "12.3 M tokens", "310 s"):
         assert fact in text, fact
 
 
@@ -83,66 +91,58 @@ def test_narrow_windows_keep_the_figures():
         assert fact in text, fact
 
 
-def test_loss_is_shown_beside_the_incumbents_at_the_same_second(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_loss_is_shown_beside_the_incumbents_after_the_same_share_of_the_budget():
     display = Display("t", plain=False)
     display.show_session([])
 
     def trial(number: int, losses: dict[int, float]) -> None:
         display.trial_started(0, number, "x", "y", 300)
         display.trial_event(0, "clock", 300)
-        begun = now[0]
-        for second, loss in losses.items():
-            now[0] = begun + second
-            display.trial_event(0, "line", f"step 1 | loss {loss:.4f}")
+        for percent, loss in losses.items():
+            display.trial_event(0, "line", f"step 1 | {percent}% | loss {loss:.4f}")
 
     trial(0, {10: 5.0, 20: 4.0, 30: 3.0})
     display.row_written(ROWS[0], ROWS[:1])
     trial(1, {22: 3.5})
-    assert "loss 3.5000 (incumbent then 4.0000)" in display.facts(display.running[0])
-    assert "loss 3.5000 (incumbent then 4.0000)" in screen(display, 120)
+    assert "loss 3.5000, incumbent then 4.0000" in screen(display, 120)
     display.row_written(row(1, 1.1, "discard"), [ROWS[0], row(1, 1.1, "discard")])
     trial(2, {35: 3.3})
-    assert "loss 3.3000 (incumbent then 3.0000)" in display.facts(display.running[0])
+    assert "loss 3.3000, incumbent then 3.0000" in screen(display, 120)
 
 
-def test_the_incumbents_losses_come_back_after_a_restart(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_the_incumbents_losses_come_back_after_a_restart():
     log = f"compiled\nstep 5 | 10% | loss 5.1 | 80 tok/s\n{HOSTILE}\nstep 9 | 30% | loss 4.2 | 80 tok/s\nloss 9 100%"
     display = Display("t", plain=False)
     display.show_session([row(0, 1.0, "keep", budget=300)], log)
     display.trial_started(0, 1, "x", "y", 300)
     display.trial_event(0, "clock", 300)
-    now[0] += 95
-    display.trial_event(0, "line", "loss 4.1")
-    assert "loss 4.1 (incumbent then 4.2000)" in display.facts(display.running[0])
+    display.trial_event(0, "line", "step 2 | 31% | loss 4.1")
+    assert "loss 4.1, incumbent then 4.2000" in screen(display, 120)
 
 
 def test_a_low_window_keeps_what_runs():
     display = running([row(i, 1 - i / 100, "keep") for i in range(9)])
-    for height in (6, 8, 10, 12, 16, 40):
-        out = io.StringIO()
-        Console(file=out, width=80, height=height).print(display.render(80, height))
-        lines = out.getvalue().splitlines()
-        assert any("training 0 of 300 s" in line for line in lines) and any("stops after" in line for line in lines)
-        assert height < 8 or len(lines) < height
-        assert ("idea 8" in out.getvalue()) == (height > 9)
+    for height in (8, 10, 12, 16, 40):
+        console = Console(file=Terminal(), width=80, height=height, force_terminal=True, _environ={"TERM": "xterm"})
+        live = Live(get_renderable=lambda: Group(*display.render(80)), console=console, vertical_overflow="crop",
+                    auto_refresh=False)
+        live.start(refresh=True)
+        text = console.file.getvalue()
+        live.stop()
+        assert "training 0 of 300 s" in text and "stops after" in text
+        assert text.count("\n") < height
+        assert "idea 8" in text and ("idea 3" in text) == (height > 12)
 
 
-def test_rates_count_trials_and_budgets(monkeypatch):
+def test_rates_count_trials_and_money(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     display = Display("t", plain=True)
     display.show_session([])
     display.trial_started(0, 0, "x", "y", 300)
-    display.trial_event(0, "clock", 300)
-    now[0] = 300.0
-    display.trial_event(0, "score", 299.9)
     now[0] = 360.0
     display.row_written(ROWS[0], ROWS[:1])
-    assert display.pace()[:3] == ["10.0 trials an hour", "83 % of the time training", "$0.25 spent"]
+    assert "10.0 trials an hour, $0.25 spent" in screen(display, 80)
 
 
 def test_hostile_text_is_inert():
@@ -187,10 +187,6 @@ def test_without_a_terminal_lines_are_plain(monkeypatch):
 
 
 def test_live_starts_and_stops_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -202,10 +198,10 @@ def test_live_starts_and_stops_on_a_terminal(monkeypatch):
     assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
-def test_standing_and_pack():
+def test_standing_and_lines():
     assert standing([]) == "no incumbent yet"
     assert standing(ledger.experiments([ROWS[2]])) == "no incumbent yet"
-    assert pack(["a" * 8, "", "b" * 8, "c" * 30], 20) == ["aaaaaaaa, bbbbbbbb", "c" * 30]
+    assert [line.plain for line in lines(["a" * 8, "", "b" * 8, "c" * 30], 20)] == ["aaaaaaaa, bbbbbbbb", "c" * 30]
 
 
 RESIZED = """\
@@ -227,7 +223,8 @@ class Window:
         self.width, self.lines, self.row = width, [""], 0
 
     def resize(self, width: int) -> None:
-        self.lines = [line[i : i + width] for line in self.lines for i in range(0, max(1, len(line)), width)]
+        used = self.lines[: self.row + 1]
+        self.lines = [line[i : i + width] for line in used for i in range(0, max(1, len(line)), width)]
         self.width, self.row = width, len(self.lines) - 1
 
     def feed(self, text: str) -> None:
@@ -258,14 +255,15 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
             seen += os.read(master, 1 << 16) if select.select([master], [], [], 1)[0] else b""
         return seen.decode(errors="ignore")
 
-    resize(100)
+    resize(200)
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen([sys.executable, "-c", RESIZED], cwd=ROOT, stdin=slave, stdout=slave,
                                env=environment | {"TERM": "xterm-256color"})
     try:
-        first = read_until("\n" + "━" * 100 + "\r")
-        resize(40)
-        second = read_until("\n" + "━" * 40 + "\r")
+        sent = {200: read_until("\n" + "━" * 200 + "\r")}
+        for columns in (120, 80, 40):
+            resize(columns)
+            sent[columns] = read_until("\n" + "━" * columns + "\r")
         os.write(master, b"\n")
         last = read_until("training")
         process.wait(30)
@@ -273,15 +271,16 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
         process.kill()
         os.close(slave)
         os.close(master)
-    assert first.count("a line that stays") == 1 and "\x1b[2J" not in first + second + last  # nothing is wiped
     assert process.returncode == 0
-    window = Window(100)
-    window.feed(first)
-    assert sum(line.startswith("training") for line in window.lines) == 1
-    window.resize(40)
-    assert sum(line.startswith("━") for line in window.lines) == 3  # 100 columns of bar on lines of 40
-    window.feed(second)
-    assert sum(line.startswith("━") for line in window.lines) == 1
+    assert sent[200].count("a line that stays") == 1
+    assert "\x1b[2J" not in "".join(sent.values()) + last  # nothing is wiped
+    window = Window(200)
+    for columns, text in sent.items():
+        window.resize(columns)
+        bars = sum(line.startswith("━") for line in window.lines)
+        assert bars == (0 if columns == 200 else 2)  # the old frame's bar, on two lines of the narrower window
+        window.feed(text)
+        assert sum(line.startswith("━") for line in window.lines) == 1
     assert [line for line in window.lines if "nothing is measured" in line or "a line" in line] == [
         "a line that stays", "t, nothing is measured yet"]
 
@@ -315,18 +314,12 @@ def test_every_phase_has_a_clock(monkeypatch):
         assert words in screen(display, 80)
 
 
-def test_several_slots_have_a_block_each_and_fold_to_a_count():
+def test_several_slots_have_a_block_each():
     display = Display("t", plain=False)
     for slot in range(8):
         display.trial_started(slot, slot + 1, f"idea {slot + 1}", "y", 60)
         display.trial_event(slot, "clock", 60)
     assert all(f"#{n} idea {n} (y)" in screen(display, 80) for n in range(1, 9))
-    for height in (8, 12, 20):
-        out = io.StringIO()
-        Console(file=out, width=80, height=height).print(display.render(80, height))
-        lines = out.getvalue().splitlines()
-        shown = sum("idea" in line for line in lines)
-        assert len(lines) < height and f"and {8 - shown} more trials" in out.getvalue()
     display.row_written(row(3, 0.9, "keep"), [row(3, 0.9, "keep")])
     assert sorted(trial.number for trial in display.running.values()) == [1, 2, 4, 5, 6, 7, 8]
 
@@ -377,12 +370,6 @@ def test_other_encodings_and_dumb_terminals_get_what_they_can_show():
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
-    class Terminal(io.StringIO):
-        encoding = "utf-8"
-
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     assert not Display("t").plain
@@ -391,3 +378,37 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setattr(Terminal, "encoding", "utf-8")
     monkeypatch.setenv("TERM", "dumb")
     assert Display("t").plain
+
+
+PREPARES = """\
+import sys, time
+from lab import display
+display.SILENCE_S = 0.2
+with display.Display("t") as live, display.progress_bar() as report:
+    live.say("a line that stays")
+    report("checking", 1, 4)
+    time.sleep(1)
+    report("tokenizing", 0, 0)
+"""
+
+
+def test_each_phase_of_a_preparation_has_a_line_and_a_clock():
+    said = subprocess.run([sys.executable, "-c", PREPARES], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    shown = said.stdout.splitlines()
+    assert shown[0] == "a line that stays" and shown[1] == "checking 25%, 0 s", said.stderr
+    assert len(shown) > 4 and "checking 25%, 1 s" in shown and shown[-1] == "tokenizing, 0 s"
+
+
+def test_a_preparation_on_a_terminal_is_redrawn_below_the_frame_and_leaves_nothing():
+    ours, its = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    ran = subprocess.run([sys.executable, "-c", PREPARES], cwd=ROOT, stdout=its, stderr=its, timeout=60,
+                         env=os.environ | {"TERM": "xterm"})
+    os.close(its)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert ran.returncode == 0, text
+    assert "checking 25%, 0 s" in text and "checking 25%, 1 s" in text
+    window = Window(80)
+    window.feed(text)
+    assert [line for line in window.lines if line] == ["a line that stays", "t, nothing is measured yet", "$0.00 spent"]
