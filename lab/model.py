@@ -13,11 +13,11 @@ import random
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab import edits
-from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Turns, Unavailable, clean
+from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Proposal, one_line, utc_now
 from lab.prompt import Prompt, crash_ask, form_alone
@@ -38,7 +38,10 @@ REPAIRS = 2                    # calls that show the model what was wrong with i
 TRIES = 3                      # calls in a row before Unavailable
 MAX_WAIT_S, MAX_RETRY_AFTER_S = 300, 900
 
-_COUNTERS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_COUNTERS = (  # of usage, in the order of a price
+    "input_tokens", "output_tokens",
+    "cache_creation_input_tokens", "cache_read_input_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,7 @@ def has_key() -> bool:
 
 
 def next_wait_s(failures: int, retry_after_s: float | None, chance: float, first_s: float = 2) -> float:
-    """Seconds until the next try, after `failures` in a row; `chance` in [0, 1) is the jitter.
-
-    They double from first_s to 5 minutes. What the server asked for is obeyed up to 15 minutes.
-    """
+    """Seconds until the next try, after `failures` in a row; `chance` in [0, 1) is the jitter."""
     if retry_after_s is not None:
         return min(retry_after_s, MAX_RETRY_AFTER_S) + chance * first_s
     full = min(MAX_WAIT_S, first_s * 2 ** min(max(failures, 1), 20))
@@ -87,6 +87,12 @@ def cost_usd(price: Sequence[float] | None, usage: Mapping[str, object]) -> floa
     """List price of one call's usage; 0 without a price."""
     columns = zip(_COUNTERS, price or (0, 0, 0, 0), strict=True)
     return sum(_plausible(usage.get(name)) * usd / 1e6 for name, usd in columns)
+
+
+def _dearest(*models: str) -> Sequence[float] | None:
+    """The highest list price of these models, column by column; None if no price is known."""
+    known = [price for name, price in PRICES.items() if any(model.startswith(name) for model in models)]
+    return tuple(map(max, zip(*known, strict=True))) or None
 
 
 def write_call(path: Path, call: Mapping[str, object]) -> None:
@@ -107,23 +113,26 @@ class Researcher:
     def __init__(self, model: str, effort: str | None = None, command: str | None = None,
                  prices: Sequence[float] | None = None, fallback: str | None = None,
                  calls_path: Path | None = None, limits: Limits | None = None):
-        """`prices`: dollars per million tokens, input and output or all of PRICES; `calls_path`: the record."""
-        self.limits, self.calls_path = limits or Limits(), calls_path
-        self.backend = Command(command, self.limits) if command else Api(model, effort, fallback, self.limits)
-        self.name, self.check = self.backend.name, self.backend.check
-        self.is_brief = False  # the model's context is too small for the history
-        known = [PRICES[name] for name in PRICES for given in (model, fallback or "") if given.startswith(name)]
-        if prices and len(prices) == 2:  # never too little: a cache write at twice the input, a read at the input
-            known = [(*prices, 2 * prices[0], prices[0])]
-        elif prices:
-            known = [prices]
-        is_priced = known and not command
-        self.price = [max(column) for column in zip(*known, strict=True)] if is_priced else None
+        self.limits = limits or Limits()
+        self.calls_path = calls_path  # where each call is written down
+        self.is_brief = False         # the model's context is too small for the history
+        if command:
+            self.backend, self.price = Command(command, self.limits), None
+        else:
+            self.backend = Api(model, effort, fallback, self.limits)
+            self.price = prices or _dearest(model, fallback or "")
+        if prices and len(prices) == 2:  # never too little: a cache write counts twice, a read once
+            self.price = (*prices, 2 * prices[0], prices[0])
+        self.name = self.backend.name
+
+    def check(self) -> None:
+        """Raises SetupError, or Unavailable for what may pass."""
+        self.backend.check()
 
     def propose(self, prompt: Prompt, tried: Collection[str], stopped: threading.Event | None = None,
                 limit_usd: float = math.inf) -> Draft:
         """A checked proposal. Raises ProposalError or Unavailable, both with what was billed."""
-        return self._converse(prompt, tried, REPAIRS, stopped or threading.Event(), limit_usd)
+        return _Talk(self, prompt, tried, stopped or threading.Event(), limit_usd).draft(REPAIRS)
 
     def repair(self, prompt: Prompt, candidate_code: str, log: str, tried: Collection[str] = (),
                stopped: threading.Event | None = None, limit_usd: float = math.inf) -> Draft:
@@ -131,111 +140,131 @@ class Researcher:
 
         The draft holds the whole mended candidate, so that it merges with what was kept meanwhile.
         """
-        asked = replace(prompt, ask=crash_ask(prompt.code, candidate_code, log), code=candidate_code)
-        draft = self._converse(asked, tried, 0, stopped or threading.Event(), limit_usd)
-        return replace(draft, base_code=prompt.code)
+        ask = crash_ask(prompt.code, candidate_code, log)
+        asked = replace(prompt, ask=ask, code=candidate_code)
+        talk = _Talk(self, asked, tried, stopped or threading.Event(), limit_usd)
+        return replace(talk.draft(repairs=0), base_code=prompt.code)
 
-    def _converse(self, prompt: Prompt, tried: Collection[str], repairs: int, stopped: threading.Event,
-                  limit_usd: float) -> Draft:
+    def shorten(self) -> bool:
+        """Leave out the history from now on; False if it is left out already."""
+        was_brief, self.is_brief = self.is_brief, True
+        return not was_brief
+
+
+@dataclass
+class _Talk:
+    """The calls for one proposal, and what they have cost so far."""
+
+    who: Researcher
+    prompt: Prompt
+    tried: Collection[str]
+    stopped: threading.Event
+    limit_usd: float
+    usd: float = 0.0
+    turns: list[tuple[str, str]] = field(default_factory=list)  # the model's answer, our complaint
+
+    def draft(self, repairs: int) -> Draft:
         """Ask until an answer passes every check, or the repairs are used up."""
-        turns, flaws, usd, description = [], [], 0.0, ""
+        flaws, description = [], ""
         while True:
-            reply, cost = self._ask(prompt, turns, stopped, limit_usd - usd)
-            usd += cost
             try:
+                reply = self._ask()
                 _check_ending(reply)
                 answer = edits.parse(reply.text)
                 description = answer.description
-                draft = self._draft(prompt, answer, tried)
+                draft = self._checked(answer, self.tried)
+                proposal = replace(draft.proposal, usd=self.usd, note=self._note(len(flaws)))
+                return replace(draft, proposal=proposal)
             except Unavailable as error:
-                error.usd = usd
+                error.usd = self.usd
                 raise
             except ProposalError as error:
                 flaws.append(error.kind)
                 if error.refused or len(flaws) > repairs:
-                    error.usd, error.source, error.description = usd, self.name, description
+                    error.usd, error.source, error.description = self.usd, self.who.name, description
                     raise
                 said = reply.text if reply.stop_reason == "end_turn" else ""
-                turns.append((said or "(no usable answer)", str(error)))
+                self.turns.append((said or "(no usable answer)", str(error)))
                 if flaws[-2:] == [Flaw.FORM, Flaw.FORM]:
-                    prompt, turns = form_alone(prompt, said, str(error)), []
-            else:
-                proposal = replace(draft.proposal, usd=usd, note=self._note(len(flaws)))
-                return replace(draft, proposal=proposal)
+                    self.prompt = form_alone(self.prompt, said, str(error))
+                    self.turns.clear()
+
+    def _checked(self, answer: Answer, tried: Collection[str]) -> Draft:
+        """The answer as a draft. Raises ProposalError if its first idea cannot be used."""
+        code = edits.apply(answer, self.prompt.code)
+        edits.check(code, tried)
+        spare, tried = [], (*tried, edits.fingerprint(code))
+        for idea in answer.spare:
+            with suppress(ProposalError):  # a further idea is a gift, not worth a repair
+                spare.append(self._checked(idea, tried))
+        proposal = Proposal(answer.description, code, self.who.name, answer.reasoning)
+        return Draft(proposal, answer, self.prompt.code, tuple(spare))
 
     def _note(self, n_repairs: int) -> str:
         """What a row should say of how the answer came about."""
         return "; ".join(filter(None, (
             ("", "repaired once", "repaired twice")[n_repairs],
-            "no list price known, usd counted as 0" if self.price is None else "",
-            "history shortened to fit the model's context" if self.is_brief else "")))
+            "no list price known, usd counted as 0" if self.who.price is None else "",
+            "history shortened to fit the model's context" if self.who.is_brief else "")))
 
-    def _draft(self, prompt: Prompt, answer: Answer, tried: Collection[str]) -> Draft:
-        """The answer as a draft. Raises ProposalError if its first idea cannot be used."""
-        code = edits.apply(answer, prompt.code)
-        edits.check(code, tried)
-        spare, tried = [], (*tried, edits.fingerprint(code))
-        for idea in answer.spare:
-            with suppress(ProposalError):  # a further idea is a gift, not worth a repair
-                spare.append(self._draft(prompt, idea, tried))
-        proposal = Proposal(answer.description, code, self.name, answer.reasoning)
-        return Draft(proposal, answer, prompt.code, tuple(spare))
-
-    def _ask(self, prompt: Prompt, turns: Turns, stopped: threading.Event, limit_usd: float) -> tuple[Reply, float]:
-        """A reply and what it cost. Passing faults are tried again for a short while."""
-        usd, failures, waited_s = 0.0, 0, 0.0
+    def _ask(self) -> Reply:
+        """A finished answer. Passing faults are tried again for a short while; raises Unavailable."""
+        limits, failures, waited_s = self.who.limits, 0, 0.0
         while True:
-            reply, cost = self._call(prompt, turns, stopped, limit_usd - usd)
-            usd += cost
-            if reply.fault is None:
-                return reply, usd
-            if reply.fault.kind is Outage.TOO_LONG and not self.is_brief:
-                self.is_brief = True
+            reply = self._call()
+            fault = reply.fault
+            if fault is None:
+                return reply
+            if fault.kind is Outage.TOO_LONG and self.who.shorten():
                 continue
             failures += 1
-            wait_s = next_wait_s(failures, reply.fault.retry_after_s, random.random(), self.limits.first_wait_s)
+            wait_s = next_wait_s(failures, fault.retry_after_s, random.random(), limits.first_wait_s)
             waited_s += wait_s
-            is_over = failures == TRIES or waited_s > self.limits.patience_s
-            if is_over or reply.fault.kind is not Outage.PASSING:
-                return reply, usd
-            stopped.wait(wait_s)
+            is_over = failures == TRIES or waited_s > limits.patience_s
+            if is_over or fault.kind is not Outage.PASSING:
+                raise fault
+            self.stopped.wait(wait_s)
 
-    def _call(self, prompt: Prompt, turns: Turns, stopped: threading.Event, limit_usd: float) -> tuple[Reply, float]:
-        """One call, on disk when this returns, and its price."""
-        if stopped.is_set():
-            return Reply(fault=Unavailable("stopped before the model was asked", Outage.STOPPED)), 0.0
-        if self.is_brief:
+    def _call(self) -> Reply:
+        """One call, priced and on disk. Raises Unavailable if it may not be made."""
+        who, prompt = self.who, self.prompt
+        if self.stopped.is_set():
+            raise Unavailable("stopped before the model was asked", Outage.STOPPED)
+        if who.is_brief:
             prompt = replace(prompt, history=prompt.brief)
-        max_tokens = self._affordable(prompt, turns, limit_usd)
-        if max_tokens < min(MIN_TOKENS, self.backend.max_tokens // 2):
-            left = "what is left of --max-usd does not pay for one more call"
-            return Reply(fault=Unavailable(left, Outage.BUDGET)), 0.0
-        reply = self.backend.call(prompt, turns, max_tokens, stopped)
+        max_tokens = self._affordable(prompt)
+        reply = who.backend.call(prompt, self.turns, max_tokens, self.stopped)
         usage = {name: _plausible(getattr(reply.usage, name, 0)) for name in _COUNTERS}
         if not reply.stop_reason or not usage["output_tokens"]:  # broken off: an estimate
-            usage["output_tokens"] = max(usage["output_tokens"], math.ceil(reply.n_written / CHARS_A_TOKEN))
-        usd = cost_usd(self.price, usage)
-        if self.calls_path:
-            write_call(self.calls_path, {
-                "when": utc_now(), "model": self.name, "prompt": prompt.text(), "turns": turns,
-                "answer": reply.text, "stop_reason": reply.stop_reason, "fault": str(reply.fault or ""),
-                "usage": usage, "usd": usd})
-        return reply, usd
+            n_written = math.ceil(reply.n_written / CHARS_A_TOKEN)
+            usage["output_tokens"] = max(usage["output_tokens"], n_written)
+        usd = cost_usd(who.price, usage)
+        self.usd += usd
+        if who.calls_path:
+            write_call(who.calls_path, {
+                "when": utc_now(), "model": who.name, "prompt": prompt.text(), "turns": self.turns,
+                "answer": reply.text, "stop_reason": reply.stop_reason,
+                "fault": str(reply.fault or ""), "usage": usage, "usd": usd})
+        return reply
 
-    def _affordable(self, prompt: Prompt, turns: Turns, limit_usd: float) -> int:
-        """Output tokens that the limit pays for in the worst case, at most what the model may write."""
-        most = self.backend.max_tokens // (2 if self.is_brief else 1)  # a small context holds both
-        if self.price is None or limit_usd == math.inf:
+    def _affordable(self, prompt: Prompt) -> int:
+        """Output tokens that what is left of the limit pays for in the worst case."""
+        price, most = self.who.price, self.who.backend.max_tokens
+        if self.who.is_brief:
+            most //= 2  # a small context holds prompt and answer
+        left_usd = self.limit_usd - self.usd
+        if price is None or left_usd == math.inf:
             return most
-        n_chars = len(prompt.text()) + sum(len(said) for turn in turns for said in turn)
-        input_usd = cost_usd(self.price, {_COUNTERS[2]: math.ceil(n_chars / CHARS_A_TOKEN)})
-        return min(most, int((limit_usd - input_usd) * 1e6 / max(self.price[1], 1e-9)))
+        n_chars = len(prompt.text()) + sum(len(said) for turn in self.turns for said in turn)
+        left_usd -= math.ceil(n_chars / CHARS_A_TOKEN) * price[2] / 1e6
+        paid = int(left_usd * 1e6 / max(price[1], 1e-9))
+        if paid < min(MIN_TOKENS, most):
+            raise Unavailable("what is left of --max-usd does not pay for one more call", Outage.BUDGET)
+        return min(most, paid)
 
 
 def _check_ending(reply: Reply) -> None:
-    """Raise Unavailable if there is no answer, ProposalError unless the model ended it itself."""
-    if reply.fault:
-        raise reply.fault
+    """Raise ProposalError unless the model ended its answer itself."""
     if reply.stop_reason == "refusal":
         raise ProposalError(f"the model declined ({reply.refusal})", Flaw.REFUSED)
     if reply.stop_reason not in ("end_turn", "stop_sequence"):
