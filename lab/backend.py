@@ -1,7 +1,8 @@
 """One call of a model: over the Messages API, or through a command that reads stdin.
 
-Promises: a call ends at its deadline, whatever the server sends, and a Reply says what came of it. The key
-is in no request text, answer or message. Retries and the meaning of an answer are lab/model.py's.
+Promises: a call ends at its deadline, whatever the server sends, and a Reply says what came of it.
+The key is in no request text, answer or message. Retries and the meaning of an answer belong to
+lab/model.py.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 from lab.ledger import SetupError, one_line
@@ -28,7 +29,7 @@ HOST = "https://api.anthropic.com"
 MAX_TOKENS = 64_000            # of one answer, thinking included; a whole train.py is 8 000
 MAX_TOKENS_ELSEWHERE = 16_000  # local servers reserve it from a smaller context
 COMMAND_BYTES = 10_000_000     # of a command's output
-SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret and may be a word of the text
+SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, but may be a word
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _ADVICE = {  # by status, for what only the user can mend
@@ -41,7 +42,7 @@ _SPENT = ("enforced_spend_limit_reached", "contract_spend_limit_reached")
 Turns = Sequence[tuple[str, str]]  # after the prompt: the model's answer, our complaint about it
 
 
-class Outage(str, Enum):
+class Outage(StrEnum):
     """Why there is no answer."""
 
     SETUP = "setup"        # key, credit, model or request: asking again changes nothing
@@ -49,8 +50,6 @@ class Outage(str, Enum):
     BUDGET = "budget"      # the user's limit pays for no further call
     PASSING = "passing"    # too busy, too late, not reached, broken, or what came is no answer
     STOPPED = "stopped"    # the user wants to stop
-
-    __str__ = str.__str__
 
 
 class Unavailable(Exception):
@@ -118,7 +117,7 @@ class Api:
 
     def __init__(self, model: str, effort: str | None, fallback: str | None, limits: Limits):
         self.model, self.effort, self.fallback, self.limits = model, effort, fallback, limits
-        self.name = f"{model} or {fallback}" if fallback else model  # the usage does not tell which one
+        self.name = f"{model} or {fallback}" if fallback else model  # usage does not tell which
         keys = [(os.environ.get(name) or "").strip() for name in KEYS]
         self.key = keys[0] or keys[1]
         self.url = (os.environ.get("ANTHROPIC_BASE_URL") or "").strip() or HOST
@@ -176,11 +175,13 @@ class Api:
         for answer, complaint in turns:
             messages.append({"role": "assistant", "content": clean(answer)})
             messages.append({"role": "user", "content": clean(complaint)})
-        request = {"model": self.model, "max_tokens": max_tokens, "system": system, "messages": messages}
+        request = {
+            "model": self.model, "max_tokens": max_tokens, "system": system, "messages": messages}
         if self.understands:
             content = messages[0]["content"] = [{"type": "text", "text": text} for text in blocks]
             n_fixed = len(prompt.fixed)
-            for at in (n_fixed - 2, n_fixed - 1, len(blocks) - 2):  # facts, incumbent, history; not the ask
+            # Facts, incumbent and history end a cached prefix; the ask does not.
+            for at in (n_fixed - 2, n_fixed - 1, len(blocks) - 2):
                 content[max(0, at)]["cache_control"] = {"type": "ephemeral", "ttl": "1h"}
         if self.understands and self.effort:
             request["output_config"] = {"effort": self.effort}
@@ -192,11 +193,11 @@ class Api:
 
     def _within(self, limit_s: float, stopped: threading.Event,
                 work: Callable[[object], Awaitable[None]]) -> Exception | None:
-        """Do `work` with a client; return its error. No read time-out ends a server that sends a byte at a time."""
+        """Do `work` with a client; return its error. No read time-out would end a slow drip."""
         import anthropic
         import httpx2
 
-        warnings.filterwarnings("ignore", "Pydantic serializer")  # it would show odd answers on the terminal
+        warnings.filterwarnings("ignore", "Pydantic serializer")  # of odd answers, on the terminal
 
         async def run() -> Exception | None:
             timeout = httpx2.Timeout(self.limits.stall_s, connect=15)
@@ -217,7 +218,7 @@ class Api:
         cause = error.__cause__ or error
         text = f"{self.host} gave no answer ({one_line(f'{type(cause).__name__}: {cause}', 200)})"
         status, kind, asked = getattr(error, "status_code", None), Outage.PASSING, ""
-        if status in _ADVICE and isinstance(error.body, dict):  # a proxy's or a hotel's page is no JSON
+        if status in _ADVICE and isinstance(error.body, dict):  # a hotel's page is no JSON
             text += f"; {_ADVICE[status]}"
             kind = Outage.TOO_LONG if status in (400, 413, 422) else Outage.SETUP
         if status:
@@ -243,7 +244,8 @@ class Command:
         except ValueError:  # quotes that are not closed
             self.argv = []
         if not self.argv or not shutil.which(self.argv[0]):
-            raise SetupError(f"--researcher-command: there is no program {command!r}: install it or correct the path")
+            raise SetupError(f"--researcher-command: there is no program {command!r}: install it or "
+                             "correct the path")
         self.name = f"command:{Path(self.argv[0]).name}"
 
     def check(self) -> None:

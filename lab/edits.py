@@ -1,8 +1,9 @@
-"""Turns a model's answer into a train.py: search/replace blocks or a whole file, read, applied, checked.
+"""Turns a model's answer into a train.py: search/replace blocks or a whole file.
 
-Promises: an edit is applied exactly as written or not at all. Every refusal is a ProposalError whose text
-is written for the model: what was looked for, the nearest real lines, what to do. The answer is untrusted
-text: it is never executed, and it raises nothing else. Whether an idea is good is not decided here.
+Promises: an edit is applied exactly as written or not at all. Every refusal is a ProposalError
+whose text is written for the model: what was looked for, the nearest real lines, what to do. The
+answer is untrusted text: it is never executed, and it raises nothing else. Whether an idea is good
+is not decided here.
 """
 
 import ast
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher, get_close_matches
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 
@@ -42,9 +43,9 @@ whole lines copied exactly from train.py
 the lines that take their place
 >>>>>>> REPLACE"""
 
-# No line of Python starts like this: outside of a whole block such a line is a mistake in the form.
+# No line of Python starts like this. Outside of a whole block it is a mistake in the form.
 _MARKER = r"[ \t]*(?:<{4}|>{4}|={7,}[ \t]*$)"
-_LINES = rf"(?:(?!{_MARKER}).*\n)*+"  # possessive: even 400 000 broken characters take one pass
+_LINES = rf"(?:(?!{_MARKER}).*\n)*+"  # possessive: what is broken takes one pass
 _PART = re.compile(
     r"^[ \t]*<(?P<name>description|kind|area|reasoning|notes|think|thinking)>"
     r"(?P<text>(?s:.*?))(?P<end></(?P=name)>|\Z)"
@@ -55,7 +56,7 @@ _ELIDED = re.compile(
     r"|(rest|remainder) of (the )?(\w+ )?(code|file|function|class|model|script))", re.IGNORECASE)
 
 
-class Flaw(str, Enum):
+class Flaw(StrEnum):
     """Why what a model said cannot be used."""
 
     FORM = "form"          # the answer cannot be read
@@ -64,8 +65,6 @@ class Flaw(str, Enum):
     CONFLICT = "conflict"  # it does not go with what happened since
     REFUSED = "refused"    # the model declined: an outcome of its own, never sent back
 
-    __str__ = str.__str__
-
 
 class ProposalError(Exception):
     """What a model said cannot be used. The text is for the model, `kind` is for decisions."""
@@ -73,8 +72,9 @@ class ProposalError(Exception):
     def __init__(self, text: str, kind: Flaw = Flaw.CONFLICT):
         super().__init__(text)
         self.kind = kind
-        self.usd, self.source = 0.0, ""  # billed for the answers that could not be used, and by which model
-        self.description = ""            # what the idea was, if that much could be read
+        self.usd = 0.0         # billed for the answers that could not be used
+        self.source = ""       # the model that gave them
+        self.description = ""  # what the idea was, if that much could be read
 
     @property
     def refused(self) -> bool:
@@ -87,7 +87,7 @@ class Answer:
 
     description: str
     reasoning: str
-    edits: tuple[tuple[str, str], ...] = ()  # whole lines: those to find, those that take their place
+    edits: tuple[tuple[str, str], ...] = ()  # whole lines: to find, and new
     whole: str | None = None
     kind: str = ""       # one of KINDS, or "" if the model named none of them
     area: str = "other"  # one of AREAS
@@ -102,7 +102,7 @@ def _wrong(what: str, kind: Flaw = Flaw.CONTENT) -> ProposalError:
 def parse(answer: str) -> Answer:
     """Take an answer apart. Raises ProposalError unless it can be read in exactly one way."""
     if len(answer) > MAX_ANSWER:
-        raise _wrong(f"The answer has more than {MAX_ANSWER} characters: send only blocks.", Flaw.FORM)
+        raise _wrong(f"More than {MAX_ANSWER} characters are no answer: send only blocks.", Flaw.FORM)
     text = re.sub(r"\r\n?", "\n", answer)
     # Some local models think without an opening tag: it is part of their chat template.
     text = re.sub(r"\A(?:(?!<think>|<{4}).)*?</think>", "", text, flags=re.DOTALL)
@@ -129,7 +129,8 @@ def _idea(text: str) -> Answer:
     said = {part["name"]: part["text"].strip() for part in parts if part["name"]}
     edits = tuple((part["search"], part["replace"]) for part in parts if part["search"] is not None)
     files = [part["whole"] for part in parts if part["whole"] is not None]
-    description, kind, area = (one_line(said.get(name, "")) for name in ("description", "kind", "area"))
+    description, kind, area = (
+        one_line(said.get(name, "")) for name in ("description", "kind", "area"))
     if not description or len(files) + bool(edits) != 1:
         raise _wrong(
             f"The idea {description!r} has {len(edits)} search/replace blocks and {len(files)} whole files. It "
@@ -144,7 +145,7 @@ def _idea(text: str) -> Answer:
 
 
 def apply(answer: Answer, code: str) -> str:
-    """The resulting train.py. Every block refers to `code` as it was shown; all of them apply, or none."""
+    """The resulting train.py. Blocks refer to `code` as it was shown; all of them apply, or none."""
     if answer.whole is not None:
         return answer.whole
     lines = code.replace("\r\n", "\n").split("\n")
@@ -187,10 +188,9 @@ def _nearest(wanted: Sequence[str], lines: Sequence[str]) -> int:
         there = have[start:start + len(want)]
         return sum(len(line) for line, other in zip(want, there, strict=False) if line == other)
 
-    best = max(range(len(have)), key=n_equal)
+    best, longest = max(range(len(have)), key=n_equal), max(want, key=len)
     if n_equal(best):
         return best
-    longest = max(want, key=len)
     close = get_close_matches(longest, have, n=1, cutoff=0.0)
     return max(0, have.index(close[0]) - want.index(longest))
 
@@ -204,7 +204,7 @@ def _shown(lines: Sequence[str]) -> str:
 def merge(base: str, mine: str, theirs: str) -> str | None:
     """`theirs` with the change from `base` to `mine`, or None if the two change the same lines.
 
-    Unlike in git's merge, changes of neighbouring lines do not conflict: constants have a line each.
+    Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
     """
     lines = base.splitlines(keepends=True)
     changes = set()
@@ -216,8 +216,9 @@ def merge(base: str, mine: str, theirs: str) -> str | None:
     return None if merged is None else "".join(merged)
 
 
-def _spliced(lines: list[str], changes: Collection[tuple[int, int, tuple[str, ...]]]) -> list[str] | None:
-    """The lines after changes of [start, stop) to new lines, or None if two of them claim the same line."""
+def _spliced(lines: list[str],
+             changes: Collection[tuple[int, int, tuple[str, ...]]]) -> list[str] | None:
+    """The lines after changes of [start, stop) to new ones; None if two claim the same line."""
     ordered = sorted(changes)
     for (start, stop, _), (next_start, _, _) in pairwise(ordered):
         if next_start < stop or next_start == start:
@@ -240,20 +241,21 @@ def check(code: str, tried: Collection[str]) -> None:
 
 
 def n_statements(code: str) -> int:
-    """Statements without docstrings: neither `;` nor a deleted docstring makes a file simpler."""
+    """Statements, not docstrings: neither `;` nor a deleted docstring makes a file simpler."""
     return sum(isinstance(node, ast.stmt) for node in ast.walk(_tree(code)))
 
 
 @lru_cache(maxsize=16)  # 20 ms, and a proposal is asked for it three times
 def fingerprint(code: str) -> str:
     """A hash of the syntax tree: comments, layout and docstrings do not count."""
-    return hashlib.sha256(ast.dump(_tree(code)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = ast.dump(_tree(code)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _tree(code: str) -> ast.Module:
-    """Parse and compile without running anything; docstrings are left out. Raises ProposalError."""
+    """Parse without running anything, docstrings left out. Raises ProposalError."""
     if len(code) > MAX_CODE:
-        raise _wrong(f"The resulting train.py has more than {MAX_CODE} characters. Make it shorter.")
+        raise _wrong(f"The resulting train.py has more than {MAX_CODE} characters: shorten it.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape would warn on the user's terminal
@@ -263,8 +265,8 @@ def _tree(code: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         at = getattr(error, "lineno", None) or 1
         near = _shown(code.split("\n")[max(0, at - 3):at + 2])
-        raise _wrong(f"The resulting train.py does not compile: {one_line(str(error), 200)}. Around line {at} it is:"
-                     f"\n{near}\nSend plain, flat Python.") from None
+        raise _wrong(f"The resulting train.py does not compile: {one_line(str(error), 200)}. Around line "
+                     f"{at} it is:\n{near}\nSend plain, flat Python.") from None
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [line for line in node.body

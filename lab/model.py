@@ -1,9 +1,9 @@
 """Asks a model for a proposal: the conversation, its retries and repairs, its price, its record.
 
-Promises: an answer is used only if the model finished it and the resulting train.py passed every check.
-What cannot be used is a ProposalError (what the model said) or Unavailable (the API is out), both with a
-kind and with what was billed. Each call is on disk before its answer is used. A refusal is an outcome: it
-is neither repeated nor reworded. What to do meanwhile is not decided here.
+Promises: an answer is used only if the model finished it and the resulting train.py passed every
+check. What cannot be used is a ProposalError (what the model said) or Unavailable (the API is out),
+both with a kind and with what was billed. Each call is on disk before its answer is used. A refusal
+is an outcome: neither repeated nor reworded. What to do meanwhile is not decided here.
 """
 
 import json
@@ -23,8 +23,8 @@ from lab.ledger import Proposal, one_line, utc_now
 from lab.prompt import Prompt, crash_ask, form_alone
 
 DEFAULT_MODEL = "claude-opus-5-5"
-# Dollars per million tokens: input, output, one-hour cache write, cache read. List prices of November
-# 2026. The two cache columns of fable and haiku follow from the ratios of the others.
+# Dollars per million tokens: input, output, one-hour cache write, cache read. List prices of
+# November 2026. The two cache columns of fable and haiku follow from the ratios of the others.
 PRICES = {
     "claude-opus-5-5": (4, 20, 8, 0.20),
     "claude-sonnet-5-5": (2, 10, 4, 0.10),
@@ -55,7 +55,7 @@ class Draft:
 
 
 def rebase(draft: Draft, code: str, tried: Collection[str]) -> Draft:
-    """The same change made to `code`, the incumbent of now. Raises ProposalError if that cannot be."""
+    """The same change made to `code`, the incumbent of now. Raises ProposalError."""
     merged = edits.merge(draft.base_code, draft.proposal.code, code)
     if merged is None:
         raise ProposalError("The idea and what was kept since change the same lines.", Flaw.CONFLICT)
@@ -70,8 +70,9 @@ def has_key() -> bool:
     return any((os.environ.get(name) or "").strip() for name in (*KEYS, "ANTHROPIC_BASE_URL"))
 
 
-def next_wait_s(failures: int, retry_after_s: float | None, chance: float, first_s: float = 2) -> float:
-    """Seconds until the next try, after `failures` in a row; `chance` in [0, 1) is the jitter."""
+def next_wait_s(failures: int, retry_after_s: float | None, chance: float,
+                first_s: float = 2) -> float:
+    """Seconds until the next try, after `failures` in a row; `chance` is the jitter in [0, 1)."""
     if retry_after_s is not None:
         return min(retry_after_s, MAX_RETRY_AFTER_S) + chance * first_s
     full = min(MAX_WAIT_S, first_s * 2 ** min(max(failures, 1), 20))
@@ -91,7 +92,7 @@ def cost_usd(price: Sequence[float] | None, usage: Mapping[str, object]) -> floa
 
 def _dearest(*models: str) -> Sequence[float] | None:
     """The highest list price of these models, column by column; None if no price is known."""
-    known = [price for name, price in PRICES.items() if any(model.startswith(name) for model in models)]
+    known = [PRICES[name] for name in PRICES for model in models if model.startswith(name)]
     return tuple(map(max, zip(*known, strict=True))) or None
 
 
@@ -123,11 +124,7 @@ class Researcher:
             self.price = prices or _dearest(model, fallback or "")
         if prices and len(prices) == 2:  # never too little: a cache write counts twice, a read once
             self.price = (*prices, 2 * prices[0], prices[0])
-        self.name = self.backend.name
-
-    def check(self) -> None:
-        """Raises SetupError, or Unavailable for what may pass."""
-        self.backend.check()
+        self.name, self.check = self.backend.name, self.backend.check
 
     def propose(self, prompt: Prompt, tried: Collection[str], stopped: threading.Event | None = None,
                 limit_usd: float = math.inf) -> Draft:
@@ -146,7 +143,7 @@ class Researcher:
         return replace(talk.draft(repairs=0), base_code=prompt.code)
 
     def shorten(self) -> bool:
-        """Leave out the history from now on; False if it is left out already."""
+        """Leave out the history from now on. Returns False if it was left out already."""
         was_brief, self.is_brief = self.is_brief, True
         return not was_brief
 
@@ -181,7 +178,8 @@ class _Talk:
             except ProposalError as error:
                 flaws.append(error.kind)
                 if error.refused or len(flaws) > repairs:
-                    error.usd, error.source, error.description = self.usd, self.who.name, description
+                    error.usd, error.source = self.usd, self.who.name
+                    error.description = description
                     raise
                 said = reply.text if reply.stop_reason == "end_turn" else ""
                 self.turns.append((said or "(no usable answer)", str(error)))
@@ -208,7 +206,7 @@ class _Talk:
             "history shortened to fit the model's context" if self.who.is_brief else "")))
 
     def _ask(self) -> Reply:
-        """A finished answer. Passing faults are tried again for a short while; raises Unavailable."""
+        """A finished answer, after a few tries if a fault may pass. Raises Unavailable."""
         limits, failures, waited_s = self.who.limits, 0, 0.0
         while True:
             reply = self._call()

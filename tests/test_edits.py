@@ -205,7 +205,7 @@ MALFORMED = {
     "its own stream": (TAGS + block("from prepare import VOCAB_SIZE, MAX_SEQ_LEN, device, stream, finish",
                                     "from prepare import MAX_SEQ_LEN, finish\nstream = lambda *a: []"), "stream"),
     "too large": (TAGS + block("WIDTH = 640", "X = 1\n" * 40_000), "more than 200000"),
-    "far too large": ("x" * 500_000, "more than 400000"),
+    "far too large": ("x" * 500_000, "More than 400000"),
 }
 
 
