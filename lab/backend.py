@@ -223,7 +223,7 @@ class Api:
             kind = Outage.TOO_LONG if status in (400, 413, 422) else Outage.SETUP
         if status:
             asked = error.response.headers.get("retry-after", "")
-            kind = Outage.SETUP if error.error_code in _SPENT else kind
+            kind = Outage.SETUP if getattr(error, "error_code", "") in _SPENT else kind
         return Unavailable(clean(text), kind, float(asked) if asked.isdecimal() else None)
 
 
