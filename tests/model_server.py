@@ -38,7 +38,6 @@ class Step:
     category: str | None = None
     wait_s: float = 0.0       # before the first byte
     thinking: int = 0         # tokens billed as output beside the text
-    model: str = ""           # a fallback model that served the answer
 
 
 def answer(text: str, wait_s: float = 0.0, thinking: int = 0) -> Step:
@@ -122,9 +121,10 @@ class ModelServer:
 
     def __init__(self, script: Sequence[Step | str | Callable[[dict], Step | str]], *, key: str | None = None,
                  streams: bool = True, rejects: Sequence[str] = (), models: Sequence[str] | None = (), port: int = 0,
-                 context: int | None = None, drips: bool = False, clock: Callable[[], float] = time.monotonic):
+                 context: int | None = None, drips: bool = False, longest: int = 128_000,
+                 clock: Callable[[], float] = time.monotonic):
         self.script, self.key, self.streams, self.rejects, self.models = list(script), key, streams, rejects, models
-        self.context, self.clock, self.drips = context, clock, drips
+        self.context, self.clock, self.drips, self.longest = context, clock, drips, longest
         self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.usages: list[dict] = []
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json(status(404, message=f"model: {name}"))
         return self._send_json(Step("body", body={
             "type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z",
-            "max_input_tokens": 1_000_000, "max_tokens": 128_000, "lifecycle": "active"}))
+            "max_input_tokens": 1_000_000, "max_tokens": self.owner.longest, "lifecycle": "active"}))
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -295,9 +295,6 @@ class _Handler(BaseHTTPRequestHandler):
         if step.kind in ("answer", "drip"):
             self._event({"type": "content_block_stop", "index": 0})
             details = {"type": "refusal", "category": step.category} if step.stop_reason == "refusal" else None
-            if step.model:
-                usage_after["iterations"] = [{"type": "message", "model": model, **usage},
-                                             {"type": "fallback_message", "model": step.model, **usage, **usage_after}]
             usage |= usage_after
             self._event({"type": "message_delta", "usage": usage_after, "delta": {
                 "stop_reason": step.stop_reason, "stop_sequence": None, "stop_details": details}})

@@ -200,19 +200,16 @@ def test_a_refusal_with_partial_text_is_not_applied(connect):
     assert caught.value.refused and len(server.requests) == 1
 
 
-@pytest.mark.parametrize(("fallback", "sent"), [("default", "default"),
-                                                ("claude-sonnet-5-5", [{"model": "claude-sonnet-5-5"}])])
-def test_the_fallback_is_the_documented_one_and_its_price_is_its_own(connect, fallback, sent):
-    served = Step(text=GOOD, model="claude-sonnet-5-5")
-    server, who = connect(served, fallback=fallback)
+@pytest.mark.parametrize(("fallback", "sent", "dearest"), [
+    ("default", "default", MODEL), ("claude-sonnet-5-5", [{"model": "claude-sonnet-5-5"}], MODEL),
+    ("claude-fable-5-1", [{"model": "claude-fable-5-1"}], "claude-fable-5-1")])
+def test_the_fallback_is_the_documented_one_and_the_dearer_price_counts(connect, fallback, sent, dearest):
+    server, who = connect(GOOD, fallback=fallback)
     proposal = who.propose(PROMPT, ()).proposal
     assert server.requests[0]["fallbacks"] == sent
     assert "server-side-fallback" in str(server.headers[0])
-    assert proposal.source == "claude-sonnet-5-5" and "declined" in proposal.note
-    own, other = PRICES[MODEL], PRICES["claude-sonnet-5-5"]
-    usage = server.usages[0]
-    inputs = {**usage, "output_tokens": 1}
-    assert proposal.usd == pytest.approx(cost_usd(own, inputs) + cost_usd(other, usage))
+    assert proposal.source == f"{MODEL} or {fallback}"
+    assert proposal.usd == pytest.approx(cost_usd(PRICES[dearest], server.usages[0]))
 
 
 def test_a_crash_gets_one_call_with_the_output_quoted(connect):
@@ -258,23 +255,23 @@ def test_a_mend_is_merged_whole_into_what_was_kept_meanwhile(connect):
 # Faults --------------------------------------------------------------------------------------------------------------
 
 PASSING = {
-    "429": (status(429), "429 rate_limit_error"), "529": (status(529), "529 overloaded_error"),
-    "500": (status(500), "500"), "502-html": (html(502), "502"), "503": (status(503), "503"),
+    "429": (status(429), "rate_limit_error"), "529": (status(529), "overloaded_error"),
+    "500": (status(500), "500"), "502-html": (html(502), "InternalServerError"), "503": (status(503), "503"),
     "504": (status(504), "504"), "408": (status(408), "408"),
     "cut-clean": (cut(GOOD), "broke off"), "cut-early": (cut(""), "broke off"),
     "cut-hard": (cut(GOOD, clean=False), "RemoteProtocolError"), "stall": (stall(GOOD), "ReadTimeout"),
-    "error-event": (error_event(text=GOOD), "200 overloaded_error"),
+    "error-event": (error_event(text=GOOD), "overloaded_error"),
     "api-error-event": (error_event("api_error"), "api_error"),
-    "html-200": (html(), "text/html in place"), "gone": (gone(), "cannot be reached"), "garbage": (garbage(), "JSON"),
+    "401-event": (error_event("authentication_error"), "authentication_error"),
+    "html-200": (html(), "no answer"), "gone": (gone(), "no answer"), "garbage": (garbage(), "JSON"),
     "no-stop-reason": (ended(None, GOOD), "broke off"),
 }
 FATAL = {
-    "400": (status(400), "answered 400"), "401": (status(401), "rejected the key"), "402": (status(402), "no credit"),
-    "403": (status(403), "permissions"), "404": (status(404), "--model"), "413": (status(413), "too large"),
-    "422": (status(422), "answered 422"), "401-event": (error_event("authentication_error"), "authentication_error"),
+    "400": (status(400), "--effort"), "401": (status(401), "check ANTHROPIC_API_KEY"),
+    "402": (status(402), "add credit"), "403": (status(403), "permissions"), "404": (status(404), "--model"),
+    "413": (status(413), "shorten program.md"), "422": (status(422), "--effort"),
     "spend-limit": (status(429, error_code="enforced_spend_limit_reached"), "429"),
     "contract-limit": (status(429, error_code="contract_spend_limit_reached"), "429"),
-    "context": (ended("model_context_window_exceeded", GOOD), "does not fit"),
 }
 
 
@@ -297,10 +294,8 @@ def test_a_fatal_fault_says_what_to_do(connect, name):
 
 
 @pytest.mark.parametrize("code", [400, 403, 404])
-def test_a_captive_portal_between_us_and_the_api_is_not_fatal(connect, monkeypatch, code):
-    server, _ = connect(html(code), status(code))
-    monkeypatch.setattr("lab.backend.HOST", server.url)
-    who = Researcher(MODEL, limits=Limits(5, 3, 0, 0.01))
+def test_a_captive_portal_between_us_and_the_api_is_not_fatal(connect, code):
+    _, who = connect(html(code), status(code))
     for fatal in (False, True):
         with pytest.raises(Unavailable) as caught:
             who.propose(PROMPT, ())
@@ -335,30 +330,27 @@ def test_three_tries_in_a_row_then_unavailable(connect):
                                                 ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
 def test_retry_after_is_handed_on_not_slept_through(connect, asked, seconds):
     _, who = connect(status(429, retry_after=asked))
-    started = time.monotonic()
     with pytest.raises(Unavailable) as caught:
         who.propose(PROMPT, ())
-    assert caught.value.retry_after_s == seconds and time.monotonic() - started < 4
+    assert caught.value.retry_after_s == seconds
 
 
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("step", [drip(GOOD), stall(GOOD), answer(GOOD, wait_s=30)], ids=["drip", "stall", "late"])
 def test_every_call_ends_at_its_deadline(connect, step):
-    _, who = connect(step, limits=Limits(0.8, 60, 0, 0.01))
-    started = time.monotonic()
-    with pytest.raises(Unavailable, match="took longer than 0.8 s"):
+    _, who = connect(step, limits=Limits(0.6, 60, 0, 0.01))
+    with pytest.raises(Unavailable, match="took longer than 0.6 s"):
         who.propose(PROMPT, ())
-    assert time.monotonic() - started < 3
 
 
+@pytest.mark.timeout(20)
 def test_a_stop_ends_the_call_at_once(connect):
-    server, who = connect(answer(GOOD, wait_s=30), limits=Limits(60, 60, 60, 0.01))
+    server, who = connect(answer(GOOD, wait_s=60), limits=Limits(60, 60, 60, 0.01))
     stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    started = time.monotonic()
-    with pytest.raises(Unavailable, match="stopped"):
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(Unavailable, match="stopped") as caught:
         who.propose(PROMPT, (), stop)
-    assert time.monotonic() - started < 3
-    assert len(server.requests) == 1
+    assert caught.value.kind is Outage.STOPPED and len(server.requests) == 1
 
 
 def test_a_server_that_is_not_there_is_unavailable(monkeypatch):
@@ -366,7 +358,7 @@ def test_a_server_that_is_not_there_is_unavailable(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     who = Researcher(MODEL, limits=Limits(5, 3, 0, 0.01))
     for ask in (lambda: who.propose(PROMPT, ()), who.check):
-        with pytest.raises(Unavailable, match="cannot be reached") as caught:
+        with pytest.raises(Unavailable, match="gave no answer") as caught:
             ask()
         assert not caught.value.fatal
 
@@ -383,17 +375,19 @@ def test_waits_stay_within_their_caps(failures, retry_after_s, chance):
 # Start ---------------------------------------------------------------------------------------------------------------
 
 
-def test_check_tells_the_limits(connect):
-    _, who = connect(GOOD, options={"key": KEY, "models": (MODEL,)})
-    assert "1000000 tokens in, 128000 out" in who.check()
+def test_check_learns_how_long_an_answer_may_be(connect):
+    server, who = connect(GOOD, options={"key": KEY, "models": (MODEL,), "longest": 9_000})
+    who.check()
+    who.propose(PROMPT, ())
+    assert server.requests[0]["max_tokens"] == 9_000
 
 
 def test_check_refuses_a_rejected_key_and_an_unknown_model(connect, monkeypatch):
     _, who = connect(GOOD, options={"key": "another"})
-    with pytest.raises(SetupError, match="rejected the key"):
+    with pytest.raises(SetupError, match="check ANTHROPIC_API_KEY"):
         who.check()
     _, who = connect(GOOD, options={"models": ("claude-sonnet-5-5",)})
-    with pytest.raises(SetupError, match="does not know claude-opus-5-5: check --model"):
+    with pytest.raises(SetupError, match="check --model"):
         who.check()
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-\u00e9")
     with pytest.raises(SetupError, match="copy it again"):
@@ -408,7 +402,7 @@ def test_a_local_server_needs_no_key_no_model_list_and_gets_a_minimal_request(co
     server, _ = connect(GOOD, options={"models": None}, model="qwen3-coder")
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     who = Researcher("qwen3-coder", effort="high", limits=Limits(5, 3, 0, 0.01))
-    assert "does not list its models" in who.check()
+    who.check()
     proposal = who.propose(PROMPT, ()).proposal
     assert proposal.usd == 0 and "no list price known" in proposal.note
     request = server.requests[0]
@@ -426,29 +420,28 @@ def test_prices_of_a_local_server_can_be_given(connect):
 
 def test_a_server_without_streams_is_unavailable(connect):
     _, who = connect(GOOD, options={"streams": False})
-    with pytest.raises(Unavailable, match="application/json in place of an answer"):
+    with pytest.raises(Unavailable, match="what is no answer"):
         who.propose(PROMPT, ())
 
 
-@pytest.mark.parametrize("rejected", ["cache_control", "output_config"])
-def test_what_a_server_rejects_is_dropped_once_and_for_all(connect, rejected):
-    server, who = connect(GOOD, options={"rejects": (rejected,)}, effort="high")
-    for _ in range(2):
-        who.propose(PROMPT, ())
-    assert len(server.requests) == 3
-    assert "effort" in str(server.requests[0]) and "cache_control" in str(server.requests[0])
+def test_a_gateway_to_the_same_models_gets_effort_and_cache_marks(connect):
+    server, who = connect(GOOD, effort="high")
+    who.propose(PROMPT, ())
+    assert "'effort': 'high'" in str(server.requests[0]) and "cache_control" in str(server.requests[0])
 
 
-def test_a_small_context_gets_a_shorter_history_and_then_less_room_for_the_answer(connect):
+def test_a_small_context_gets_a_shorter_history_once_and_for_all(connect):
     long = build_prompt(situation(rows=session(200)))
-    text = long.text()
     room = n_tokens(long.text(brief=True)) + 16_000
-    assert n_tokens(text) > n_tokens(long.text(brief=True)) + 4_000
+    assert n_tokens(long.text()) > n_tokens(long.text(brief=True)) + 4_000
     server, who = connect(GOOD, model="small", options={"context": room})
-    assert "shortened" in who.propose(long, ()).proposal.note
-    server, who = connect(GOOD, model="small", options={"context": room - 10_000})
-    assert who.propose(long, ()).proposal.description == "raise the learning rate"
-    assert server.requests[-1]["max_tokens"] < 16_000
+    for _ in range(2):
+        assert "shortened" in who.propose(long, ()).proposal.note
+    assert len(server.requests) == 3 and server.requests[-1]["max_tokens"] == 8_000
+    server, who = connect(GOOD, model="small", options={"context": room - 14_000})
+    with pytest.raises(Unavailable, match="prompt is too long") as caught:
+        who.propose(long, ())
+    assert caught.value.fatal and len(server.requests) == 2
 
 
 def test_a_spending_limit_holds_before_the_call(connect):
@@ -494,7 +487,7 @@ def test_a_command_answers_and_is_repaired_in_the_same_text_protocol(tmp_path, m
     (tmp_path / "bad").write_text(BROKEN)
     who = command(tmp_path, f"cd {tmp_path}; cat > prompt\n"
                             "if grep -q '^<your_answer>' prompt; then cat good; else cat bad; fi\n")
-    assert who.check() == "the command sh"
+    who.check()
     proposal = who.propose(build_prompt(situation(program=f"key {KEY}")), ()).proposal
     assert (proposal.source, proposal.usd) == ("command:sh", 0.0) and "repaired once" in proposal.note
     sent = (tmp_path / "prompt").read_text()
@@ -502,22 +495,21 @@ def test_a_command_answers_and_is_repaired_in_the_same_text_protocol(tmp_path, m
 
 
 @pytest.mark.parametrize(("body", "says"), [
-    ("echo out of quota >&2; exit 3", "exit code 3; its stderr ends: out of quota"),
-    ("cat > /dev/null", "answered nothing"), ("sleep 60", "took longer than 1 s"),
-    ("sleep 60 & sleep 60", "took longer than 1 s"), ("kill -9 $$", "exit code -9"),
-    ("head -c 20000000 /dev/zero; sleep 60", "more than 10000000 bytes")])
+    ("echo out of quota >&2; exit 3", "exit code 3, 0 characters; stderr: 'out of quota'"),
+    ("cat > /dev/null", "exit code 0, 0 characters"), ("sleep 60", "took longer than 0.5 s"),
+    ("sleep 60 & sleep 60", "took longer than 0.5 s"), ("kill -9 $$", "exit code -9"),
+    ("head -c 20000000 /dev/zero; sleep 60", "exit code -9, 10000000 characters")])
 def test_a_command_that_fails_is_unavailable(tmp_path, body, says):
-    started = time.monotonic()
     with pytest.raises(Unavailable, match=says) as caught:
-        command(tmp_path, body, deadline_s=1).propose(PROMPT, ())
-    assert not caught.value.fatal and time.monotonic() - started < 5
+        command(tmp_path, body, deadline_s=0.5 if "longer" in says else 5).propose(PROMPT, ())
+    assert not caught.value.fatal
 
 
 def test_no_process_of_a_command_outlives_its_deadline(tmp_path):
-    who = command(tmp_path, f"(sleep 2; echo late > {tmp_path}/late) &\nsleep 60", deadline_s=0.5)
+    who = command(tmp_path, f"(sleep 1; echo late > {tmp_path}/late) &\nsleep 60", deadline_s=0.3)
     with pytest.raises(Unavailable):
         who.propose(PROMPT, ())
-    time.sleep(2.2)
+    time.sleep(1.2)
     assert not (tmp_path / "late").exists()
 
 
@@ -725,9 +717,9 @@ def test_a_torn_line_takes_no_other_call_along(tmp_path):
 
 def test_a_models_route_that_drips_ends_at_its_deadline(connect):
     _, who = connect(GOOD, options={"drips": True}, limits=Limits(5, 3, 0, 0.01, check_s=0.5))
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(Unavailable, match="took longer than 0.5 s") as caught:
         who.check()
-    assert caught.value.kind is Outage.DEADLINE
+    assert caught.value.kind is Outage.PASSING
 
 
 def test_two_answers_out_of_form_get_the_form_alone(connect):
