@@ -47,19 +47,20 @@ addEventListener("securitypolicyviolation", event => problems.push("policy " + e
 READER = """<script>
 const visible = () => [...document.querySelectorAll("#table tbody tr")].filter(row => !row.hidden);
 const numbers = () => visible().map(row => row.cells[0].textContent);
-const type = text => { filter.value = text; filter.dispatchEvent(new Event("input")); };
+const set = (id, text, kind) => { $(id).value = text; $(id).dispatchEvent(new Event(kind)); };
+const type = text => set("filter", text, "input");
 const head = i => document.querySelectorAll("#table th button")[i].click();
-const seen = {points: document.querySelectorAll("#chart .p").length, first: numbers()};
-type("cuda memory"); seen.found = numbers(); seen.shown = document.getElementById("shown").textContent;
+const seen = {points: document.querySelectorAll("#chart a").length, first: numbers()};
+type("CUDA memory"); seen.found = numbers(); seen.shown = document.getElementById("shown").textContent;
 type("no such thing"); seen.none = numbers(); type("");
-status_.value = "keep"; status_.dispatchEvent(new Event("change")); seen.kept = numbers();
-status_.value = ""; status_.dispatchEvent(new Event("change"));
+set("status", "keep", "change"); seen.kept = numbers(); set("status", "", "change");
 head(1); seen.rising = numbers(); head(1); seen.falling = numbers(); head(0); seen.inOrder = numbers();
-const point = document.querySelector("#chart .p.crash");
+const point = document.querySelector("#chart a[*|href='#e2']");
 point.dispatchEvent(new PointerEvent("pointerover", {bubbles: true})); seen.tip = tip.textContent;
 seen.tipShown = getComputedStyle(tip).display;
-point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.marked = document.querySelector("tr.on").id;
+point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.target = location.hash;
 seen.folded = document.querySelectorAll("#table details pre").length;
+for (const folded of document.querySelectorAll("details")) folded.open = true;
 seen.images = document.images.length; seen.scripts = document.scripts.length;
 const requests = performance.getEntriesByType("resource").map(entry => entry.name);
 seen.requests = requests.filter(name => !name.startsWith("data:"));
@@ -67,7 +68,10 @@ seen.hostile = document.querySelector("#e3 summary").textContent;
 seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 seen.paper = getComputedStyle(document.body).backgroundColor;
 const out = document.createElement("pre"); out.id = "seen";
-setTimeout(() => { seen.problems = problems; out.textContent = JSON.stringify(seen); document.body.append(out); }, 300);
+setTimeout(() => { seen.problems = problems;
+  seen.marked = document.querySelectorAll("#e1 ins, #e1 del").length;
+  seen.hostileDiff = document.querySelector("#e3 pre")?.textContent.trim();
+  out.textContent = JSON.stringify(seen); document.body.append(out); }, 300);
 </script>"""
 
 
@@ -96,10 +100,10 @@ def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
     assert seen["found"] == ["2"] and seen["shown"] == "1 of 5" and seen["none"] == []
     assert seen["kept"] == ["4", "1", "0"]
     assert seen["rising"] == ["4", "1", "3", "0", "2"] and seen["falling"] == ["0", "3", "1", "4", "2"]
-    assert seen["tip"] == "2 crash: idea 2" and seen["tipShown"] == "block" and seen["marked"] == "e2"
+    assert seen["tip"] == "2  crash: idea 2" and seen["tipShown"] == "block" and seen["target"] == "#e2"
     assert seen["folded"] == 2 and seen["images"] == 0 and seen["scripts"] == 3  # the page's own and two of this test
     assert seen["wide"] <= 0  # nothing to scroll sideways but the table in its frame
-    assert seen["hostile"] == one_line(HOSTILE)
+    assert seen["hostile"] == one_line(HOSTILE) and seen["hostileDiff"] == HOSTILE and seen["marked"] == 2
 
 
 def test_dark_and_light(tmp_path):
