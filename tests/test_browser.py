@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from test_report import CONFIRMED, HOSTILE, NIGHT, draw
+from test_report import CONFIRMED, HOSTILE, NIGHT, TEN_THOUSAND, draw
 
 from lab import report
 from lab.ledger import one_line
@@ -60,7 +60,7 @@ point.dispatchEvent(new PointerEvent("pointerover", {bubbles: true})); seen.tip 
 seen.tipShown = getComputedStyle(tip).display;
 point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.target = location.hash;
 seen.folded = document.querySelectorAll("#table details pre").length;
-for (const folded of document.querySelectorAll("details")) folded.open = true;
+for (const folded of document.querySelectorAll("#e1 details, #e3 details, #whole")) folded.open = true;
 seen.images = document.images.length; seen.scripts = document.scripts.length;
 const requests = performance.getEntriesByType("resource").map(entry => entry.name);
 seen.requests = requests.filter(name => !name.startsWith("data:"));
@@ -111,3 +111,10 @@ def test_dark_and_light(tmp_path):
     light, _ = browse(tmp_path, text)
     dark, _ = browse(tmp_path, text, "--blink-settings=preferredColorScheme=0")
     assert light["paper"] == "rgb(255, 255, 255)" and dark["paper"] == "rgb(20, 22, 26)"
+
+
+def test_ten_thousand_rows(tmp_path):
+    text = report.page(TEN_THOUSAND, "t", {}, "", svg=draw(TEN_THOUSAND)[1])
+    seen, console = browse(tmp_path, text)
+    assert seen["points"] == len(seen["first"]) == 10_000 and seen["problems"] == [] and console == ""
+    assert seen["wide"] <= 0 and seen["rising"][-1] == "2"
