@@ -81,11 +81,14 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     rows         every row of results.tsv under the names of its columns
     """
     history = ledger.experiments(rows)
+    sources = {e.number: e.own.source for e in history}
+    told = memory.read_objects(runs / "ideas.jsonl") if runs else []
+    areas = {idea.get("experiment"): str(idea.get("area")) for idea in told}
+    areas |= {number: "constants, by the tuner" for number, source in sources.items() if source == "tuner"}
     notes = [re.split("[;:(]", e.own.note)[0] for e in history if e.status is Status.CRASH]
     causes = Counter(one_line(re.sub(r"\d+", "N", note), 60) or "no reason" for note in notes)
     return {
-        "headline": headline(rows),
-        "confirmed": confirmed(rows),
+        "headline": headline(rows), "confirmed": confirmed(rows),
         **{name: e and {"experiment": e.number, "commit": e.commit, "val_bpb": e.val_bpb,
                         "trials": len(e.values("val")), "description": e.own.description}
            for name, e in ends(rows).items()},
@@ -93,21 +96,14 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
                                for row in rows),
         "failures": dict(causes.most_common()),
-        "money": _grouped(history, {e.number: e.own.source for e in history}),
-        "areas": _grouped(history[1:], _areas(history, runs)),
-        "minutes": {"training": sum(row.train_seconds for row in rows) / 60,
-                    "trials": sum(row.total_seconds for row in rows) / 60},
+        "money": _grouped(history, sources),
+        "areas": _grouped(history[1:], areas),
+        "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
+                    "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
         "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
                     for name in ("device", "data", "sandbox", "budget")},
         "rows": [asdict(row) for row in rows],
     }
-
-
-def _areas(history: Sequence[Experiment], runs: Path | None) -> dict[int, str]:
-    """The area of each experiment as the model named it."""
-    told = memory.read_objects(runs / "ideas.jsonl") if runs else []
-    areas = {idea.get("experiment"): str(idea.get("area")) for idea in told}
-    return areas | {e.number: "constants, by the tuner" for e in history if e.own.source == "tuner"}
 
 
 def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[str, dict]:
