@@ -73,7 +73,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     incumbent    the same
     noise        standard deviation of one trial in bits per byte; null before anything was measured twice
     experiments  {verdict: rows}, and the repeats, busy trials and changes left out again
-    failures     {cause: crashes}
+    failures     {cause: crashes}, the ten most frequent
     money        {source: {tries, keeps, best val_bpb, usd}}
     areas        {area that the model named: the same}
     minutes      {training, trials}: of training, and of whole trials
@@ -95,7 +95,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "noise": ledger.sigma(history),
         "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
                                for row in rows),
-        "failures": dict(causes.most_common()),
+        "failures": dict(causes.most_common(10)),
         "money": _grouped(history, sources),
         "areas": _grouped(history[1:], areas),
         "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
