@@ -1,52 +1,29 @@
-"""The morning: reads the rows, writes report.html and progress.png and says the same as text or as one object.
+"""The morning: what the rows say, as one object, as text, as report.html and as progress.png.
 
-Promises: what a model or a trial wrote is shown as text, never as markup. Both files appear whole or not at all. The
-headline is what fresh seeds measured on the test split, or says that nobody measured it yet. The order is the file's.
-A damaged file in the run folder stops nothing. lab/page.html is the page's template, lab/picture.py draws. It runs no
-trial, and `diffs_of` is all that it asks of git.
+Promises: what a model or a trial wrote is shown as text, never as markup. Both files appear whole or not
+at all. The headline is what fresh seeds measured on the test split, or says that nobody measured it yet.
+page.html is the page's template, picture.py draws. It runs no trial; diffs_of() alone asks git.
 """
 
 import argparse
 import json
 import math
-import os
 import re
 import statistics
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from textwrap import indent
+from tempfile import TemporaryDirectory
 
-from lab import confirm, ledger, picture, terminal
-from lab.ledger import COLUMNS, Experiment, Row, SetupError, Status, one_line
-from lab.timeline import Moment, timeline
+from lab import confirm, display, ledger, memory, picture, runner, terminal
+from lab.ledger import Experiment, Row, SetupError, Status, one_line
+from lab.timeline import timeline
 
-MAX_CAUSES = 5               # of crashes, the most frequent first
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
-MAX_DIFFS_CHARS = 5_000_000  # of all, the newest first: the page stays under 20 MB
-WHOLE = -1                   # key of the diff from the baseline to the incumbent; no experiment has this number
-
-
-@dataclass(frozen=True)
-class Night:
-    """A session's rows, and what everything below asks of them."""
-
-    rows: Sequence[Row]
-    history: Sequence[Experiment]   # without busy rows, which count nowhere
-    moments: Sequence[Moment]
-    incumbent: Experiment | None
-    sigma: float | None             # noise of one trial
-
-
-def night(rows: Sequence[Row]) -> Night:
-    history = ledger.experiments(row for row in rows if row.status is not Status.BUSY)
-    return Night(rows, history, timeline(rows), ledger.incumbent(history), ledger.sigma(history))
-
-
-# The word `report`
+MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
+WHOLE = -1                   # key of the diff from the baseline to the incumbent
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
@@ -91,15 +68,19 @@ def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
     return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
 
 
-# Figures and text
+def ends(rows: Sequence[Row]) -> dict[str, Experiment | None]:
+    """Baseline and incumbent; None both before anything was kept."""
+    history = ledger.experiments(rows)
+    best = ledger.incumbent(history)
+    return {"baseline": history[0] if best else None, "incumbent": best}
 
 
 def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
-    """(gain, its standard error, seeds a side) of the incumbent on the test split; None where it is not measured."""
-    now = night(rows)
-    if now.incumbent is None or now.incumbent is now.history[0]:
+    """(gain, its standard error, seeds a side) on the test split; None before both sides have two."""
+    baseline, best = ends(rows).values()
+    if baseline is best:
         return None
-    sides = [experiment.values("test") for experiment in (now.history[0], now.incumbent)]
+    sides = baseline.values("test"), best.values("test")
     n = min(map(len, sides))
     if n < 2:
         return None
@@ -109,245 +90,168 @@ def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
 
 def headline(rows: Sequence[Row]) -> str:
     """The figure of the night in one sentence, or why there is none."""
-    now = night(rows)
-    if now.incumbent is None:
+    baseline, best = ends(rows).values()
+    if best is None:
         return "Nothing is measured yet."
-    if now.incumbent is now.history[0]:
+    if best is baseline:
         return "No experiment was kept: the baseline stands."
     if result := confirmed(rows):
         gain, error, n = result
         figure = f"{gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split)"
         if gain > 2 * error:
             return f"Confirmed gain {figure}."
-        worse = gain < -2 * error
-        end = "the incumbent is worse than the baseline." if worse else "within the noise."
-        return f"No gain confirmed: {figure}, {end}"
-    gain = (now.history[0].val_bpb or math.nan) - (now.incumbent.val_bpb or math.nan)
+        is_worse = gain < -2 * error
+        end = "the incumbent is worse than the baseline" if is_worse else "within the noise"
+        return f"No gain confirmed: {figure}, {end}."
+    gain = (baseline.val_bpb or math.nan) - best.val_bpb
     return (f"Not confirmed yet: {gain:.6f} below the baseline on the validation split, which flatters, "
             "for the lowest was picked. python agent.py confirm measures it.")
 
 
+def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
+    """The morning as one object for other programs; text and page are made of it.
+
+    headline     the sentence
+    confirmed    [gain, its standard error, seeds a side] on the test split, or null
+    baseline     {experiment, commit, val_bpb (mean of its trials), trials, description}, or null
+    incumbent    the same
+    noise        standard deviation of one trial in bits per byte; null before anything was measured twice
+    experiments  {verdict: rows}, and the repeats, busy trials and changes left out again
+    failures     {cause: crashes}, the ten most frequent
+    money        {source: {tries, keeps, best val_bpb, usd}}
+    areas        {area that the model named: the same}
+    minutes      {training, trials}: of training, and of whole trials
+    session      {device, data, sandbox, budget}
+    rows         every row of results.tsv under the names of its columns
+    """
+    history = ledger.experiments(rows)
+    sources = {e.number: e.own.source for e in history}
+    told = memory.read_objects(runs / "ideas.jsonl") if runs else []
+    areas = {idea.get("experiment"): str(idea.get("area")) for idea in told}
+    areas |= {number: "constants, by the tuner" for number, source in sources.items() if source == "tuner"}
+    notes = [re.split("[;:(]", e.own.note)[0] for e in history if e.status is Status.CRASH]
+    causes = Counter(one_line(re.sub(r"\d+", "N", note), 60) or "no reason" for note in notes)
+    return {
+        "headline": headline(rows), "confirmed": confirmed(rows),
+        **{name: e and {"experiment": e.number, "commit": e.commit, "val_bpb": e.val_bpb,
+                        "trials": len(e.values("val")), "description": e.own.description}
+           for name, e in ends(rows).items()},
+        "noise": ledger.sigma(history),
+        "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
+                               for row in rows),
+        "failures": dict(causes.most_common(10)),
+        "money": _grouped(history, sources),
+        "areas": _grouped(history[1:], areas),
+        "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
+                    "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
+        "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
+                    for name in ("device", "data", "sandbox", "budget")},
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[str, dict]:
+    """What came of the experiments of each name."""
+    groups: dict[str, list[Experiment]] = {}
+    for e in confirm.ideas(history):
+        if e.status is not Status.BUSY:
+            groups.setdefault(one_line(names.get(e.number, "other"), 40), []).append(e)
+    return {name: {"tries": len(mine), "keeps": sum(e.status is Status.KEEP for e in mine),
+                   "best": min((e.val_bpb for e in mine if e.val_bpb is not None), default=None),
+                   "usd": sum(e.own.usd for e in mine)} for name, mine in sorted(groups.items())}
+
+
+def curves(rows: Sequence[Row], runs: Path | None) -> dict[str, list[tuple[float, float]]]:
+    """(second, loss) of baseline and incumbent, as far as their logs are there."""
+    known = {name: e for name, e in ends(rows).items() if e and runs}
+    logs = {name: runner.read_log(runs, e.number, e.own.seed) for name, e in known.items()}
+    found = {name: display.curve(log, rows[0].budget) for name, log in logs.items()}
+    return {name: curve for name, curve in found.items() if curve}
+
+
 def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
     """The morning's text."""
-    now = night(rows)
-    if not now.history:
-        return headline(rows)
-    facts = [f"{name + ':':12} {value}" for name, value in _facts(now, runs)]
-    kept = [f"  {number:>5} {gain:>+10.6f}  {mark:15}  {text}" for number, gain, mark, text in _keeps(now)]
-    if kept:
-        kept.insert(0, "what each keep gave, against the incumbent at the time, on the validation split:")
-    return "\n".join([headline(rows), "", *facts, "", *kept, "", *left_out(rows)]).rstrip()
+    lines = [headline(rows), ""]
+    for name, value in as_json(rows, runs).items():
+        if value and name not in ("headline", "confirmed", "rows"):
+            lines.append(f"{name + ':':12} {words(value)}")
+    return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows)]).rstrip()
 
 
-def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
-    """The morning as one object for other programs.
+def words(value: object) -> str:
+    """A value of the object as text of one line."""
+    if isinstance(value, Mapping):
+        parts = [f"{name} {words(inner)}" for name, inner in value.items() if inner not in (None, "")]
+        return ("; " if any("," in part for part in parts) else ", ").join(parts)
+    return str(round(value, 6)) if isinstance(value, float) else one_line(str(value), 80)
 
-    headline   the sentence
-    estimates  baseline and incumbent: {experiment, commit, val_bpb} or null; confirmed: [gain, its standard error,
-               seeds a side] on the test split, or null
-    noise      standard deviation of one trial in bits per byte; null before anything was measured twice
-    rows       every row of results.tsv under the names of its columns, in the order of the file
-    money      {source: {usd, experiments}}
-    seconds    {part of a trial: seconds}, summed over the run folder
-    """
-    now = night(rows)
-    ends = {"baseline": now.history[0] if now.history else None, "incumbent": now.incumbent}
-    estimates = {name: e and {"experiment": e.number, "commit": e.commit, "val_bpb": e.val_bpb}
-                 for name, e in ends.items()}
-    return {"headline": headline(rows), "estimates": estimates | {"confirmed": confirmed(rows)}, "noise": now.sigma,
-            "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
-            "money": _money(rows), "seconds": _phases(runs)}
+
+def keeps(rows: Sequence[Row]) -> list[str]:
+    """A heading, and a line for every keep but the baseline."""
+    noise = math.sqrt(2) * (ledger.sigma(ledger.experiments(rows)) or 0)  # of a difference of two trials
+    lines = ["what each keep gave, against the incumbent at the time, on the validation split:"]
+    for moment in timeline(rows):
+        row, delta = moment.row, moment.delta
+        if moment.is_own and row.status is Status.KEEP and delta is not None:
+            mark = "above the noise" if -delta >= 2 * noise else "within noise"
+            lines.append(f"  {row.experiment:>5} {-delta:>+10.6f}  {mark if noise else '':15}"
+                         f"  {one_line(row.description, 80)}")
+    return lines if len(lines) > 1 else []
 
 
 def left_out(rows: Sequence[Row]) -> list[str]:
-    """What each kept change is worth in the final train.py: a heading, a line each, and what that suggests."""
-    ranking = confirm.ranking(night(rows).history)
-    if not ranking:
-        return []
-    lines = [f"  {w.number:>5} {_worth(w):26}  {one_line(w.description, 80)}" for w in ranking]
-    return ["what each kept change is worth in the final train.py (taken out alone, test split):", *lines,
-            removal_advice(ranking)]
-
-
-def _worth(worth: confirm.Worth) -> str:
-    if worth.gain is None:
-        return "crashes without it"
-    return f"{worth.gain:+.6f}" + ("" if worth.error is None else f" ± {worth.error:.6f}")
-
-
-def removal_advice(ranking: Sequence[confirm.Worth]) -> str:
-    """Which changes are candidates for removal, in a sentence."""
-    if all(worth.error is None for worth in ranking):
-        return "One seed each tells no noise: let confirm --each go on."
-    names = ", ".join(f"#{worth.number}" for worth in ranking if worth.within_noise)
-    return f"Within noise, candidates for removal: {names}." if names else "None of them is within noise."
-
-
-def _keeps(now: Night) -> list[tuple[int, float, str, str]]:
-    """(number, gain, above or within the noise, description) of every keep but the baseline."""
-    kept = []
-    for moment in now.moments:
-        if moment.is_own and moment.row.status is Status.KEEP and moment.delta is not None:
-            noise = math.sqrt(2) * (now.sigma or 0)  # of a difference of two trials
-            mark = "above the noise" if -moment.delta >= 2 * noise else "within noise"
-            kept.append((moment.row.experiment, -moment.delta, mark if noise else "",
-                         one_line(moment.row.description, 80)))
-    return kept
-
-
-def _facts(now: Night, runs: Path | None) -> list[tuple[str, str]]:
-    """(name, text) of everything that is one line, for the text and for the page."""
-    facts = [("experiments", _counts(now)), ("crashes", _causes(now))]
-    facts.append(("baseline", "" if (value := now.history[0].val_bpb) is None else f"{value:.6f}"))
-    if (best := now.incumbent) and best.val_bpb is not None:
-        n = sum(row.split == "val" and row.val_bpb is not None for row in best.rows)
-        facts.append(("incumbent", f"{best.val_bpb:.6f} (mean of {n}), experiment {best.number}, {best.commit[:7]}: "
-                                   f"{one_line(best.own.description, 80)}"))
-    noise = f"sigma {now.sigma:.6f} between seeds" if now.sigma is not None else "not measured yet"
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in _phases(runs).items())
-    money = ", ".join(f"{source} ${m['usd']:.2f} for {m['experiments']}" for source, m in _money(now.rows).items())
-    facts += [("noise", noise), ("time", _time(now.rows)), ("by part", parts),
-              ("money", money and f"${sum(row.usd for row in now.rows):.2f}: {money}")]
-    for name, key in (("machine", "device"), ("data", "data"), ("sandbox", "sandbox"), ("budget", "budget")):
-        values = sorted({str(getattr(row, key)) for row in now.rows} - {"", "0.0", "0"})
-        facts.append((name, ", ".join(values) + (" s" if values and key == "budget" else "")))
-    return [(name, text) for name, text in facts if text]
-
-
-def _counts(now: Night) -> str:
-    ideas = confirm.ideas(now.history)
-    count = Counter(experiment.status for experiment in ideas)
-    busy, removed = sum(row.status is Status.BUSY for row in now.rows), len(now.history) - len(ideas)
-    return (f"{len(ideas)}: {count[Status.KEEP]} kept, {count[Status.DISCARD]} discarded, "
-            f"{count[Status.CRASH]} crashed; {len(now.rows) - busy - len(now.history)} repeats"
-            + (f"; {removed} changes left out again" if removed else "")
-            + (f"; {busy} trials did not have their machine" if busy else ""))
-
-
-def _causes(now: Night) -> str:
-    """Crashes by their first words, numbers aside, so that the same cause is counted as one."""
-    notes = [re.split("[;:(]", e.own.note)[0] for e in now.history if e.status == Status.CRASH]
-    causes = Counter(one_line(re.sub(r"\d+", "N", note), 60) or "no reason" for note in notes)
-    return ", ".join(f"{n} x {cause}" for cause, n in causes.most_common(MAX_CAUSES))
-
-
-def _time(rows: Sequence[Row]) -> str:
-    trained, total = sum(row.train_seconds for row in rows), sum(row.total_seconds for row in rows)
-    text = f"{_hours(trained)} of training in {_hours(total)} of trials"
-    try:
-        first, last = (datetime.fromisoformat(row.when).replace(tzinfo=timezone.utc) for row in (rows[0], rows[-1]))
-    except ValueError:
-        return text if total else ""
-    span = (last - first).total_seconds() + rows[0].total_seconds
-    share = f"; {100 * trained / max(span, 1):.0f} % of the {_hours(span)} since the start went into training"
-    return text + (share if span >= trained else "")  # a clock that was set back says nothing
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
-
-
-def _money(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Dollars and experiments by source."""
-    money: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row.status not in (Status.REPEAT, Status.BUSY) and row.source not in ("", confirm.LEFT_OUT):
-            mine = money.setdefault(one_line(row.source, 40), {"usd": 0.0, "experiments": 0})
-            mine["usd"] += row.usd
-            mine["experiments"] += 1
-    return money
-
-
-def _phases(runs: Path | None) -> dict[str, float]:
-    """Seconds by part of a trial, summed over the run folder's JSON files; a damaged file counts for nothing."""
-    parts: Counter[str] = Counter()
-    for path in sorted(runs.glob("*.json")) if runs else []:
-        try:
-            told = json.loads(path.read_bytes(), parse_int=float)
-        except (OSError, ValueError, RecursionError):
-            continue
-        phases = told.get("phases") if isinstance(told, dict) else None
-        for name, seconds in phases.items() if isinstance(phases, dict) else ():
-            parts[one_line(name, 20)] += seconds if isinstance(seconds, float) else 0.0
-    return dict(parts)
-
-
-# The files
+    """What each kept change is worth in the final train.py: a heading, a line each, and the advice."""
+    ranking = confirm.ranking(ledger.experiments(rows))
+    lines = ["what each kept change is worth in the final train.py (taken out alone, test split):"]
+    for number, description, gain, error in ranking:
+        figure = f"{gain:+.6f} ± {error:.6f}".removesuffix(" ± nan")
+        figure = "crashes without it" if math.isinf(gain) else figure
+        lines.append(f"  {number:>5} {figure:26}  {one_line(description, 80)}")
+    names = ", ".join(f"#{number}" for number, _, gain, error in ranking if gain < 2 * error)
+    advice = f"Within noise, candidates for removal: {names}." if names else "None of them is within noise."
+    if all(math.isnan(error) for *_, error in ranking):
+        advice = "One seed each tells no noise: let confirm --each go on."
+    return [*lines, advice] if ranking else []
 
 
 def diffs_of(root: Path, tag: str) -> dict[int, str]:
     """Why and how each experiment changed train.py, by number, and all that was kept under WHOLE."""
-    prefix = f"refs/autoresearch/{tag}/"
-    refs = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", prefix) if tag else ""
-    numbers = {line.split()[0]: int(line.rpartition("/")[2]) for line in refs.splitlines()}
-    if not numbers:
-        return {}
-    text = _git(root, "log", "--no-walk", "--stdin", "-p", "--no-ext-diff", "--format=%x00%H%n%b%x00",
-                stdin="\n".join([*numbers, "--", "train.py"]))
-    parts = text.split("\0")[1:]  # neither a message nor a train.py that compiles can hold a NUL
-    diffs = {}
-    for why, diff in zip(parts[::2], parts[1::2], strict=True):
-        commit, _, reasoning = why.partition("\n")
-        diffs[numbers[commit]] = f"{indent(reasoning.strip(), '    ')}\n{_hunks(diff)}".lstrip("\n")
-    whole = _git(root, "diff", "--no-ext-diff", f"{prefix}0", f"refs/heads/autoresearch/{tag}", "--", "train.py")
-    return diffs | {WHOLE: _hunks(whole)}
+    refs, diffs = f"refs/autoresearch/{tag}", {}
+    plain = "--no-color", "--no-ext-diff", "--", "train.py"
+    log = _git(root, "log", "--no-walk", f"--glob={refs}/", "-p", "--format=%x00%S%n%b", *plain)
+    for part in log.split("\0")[1:]:  # neither a message nor the diff of a text holds a NUL
+        ref, _, text = part.partition("\n")
+        diffs[int(ref.rpartition("/")[2])] = text
+    return diffs | {WHOLE: _git(root, "diff", f"{refs}/0", f"refs/heads/autoresearch/{tag}", *plain)}
 
 
-def _hunks(diff: str) -> str:
-    """A diff of one file without its head."""
-    return "".join(diff.partition("\n@@")[1:]).lstrip("\n")
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, encoding="utf-8", errors="replace").stdout
 
 
-def _git(root: Path, *words: str, stdin: str = "") -> str:
-    plain = ("-c", "color.ui=false", "-c", "log.showSignature=false")
-    return subprocess.run(["git", *plain, *words], cwd=root, input=stdin, capture_output=True, text=True,
-                          encoding="utf-8", errors="replace").stdout
-
-
-def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, str], runs: Path | None = None) -> None:
+def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, str],
+          runs: Path | None = None) -> None:
     """Write progress.png and report.html; diffs as diffs_of() gives them."""
     title = one_line(f"autoresearch/{runs.name}" if runs else "autoresearch", 80)
-    now = night(rows)
-    png, svg = picture.draw(now.moments, now.sigma, f"{title}, experiments {_counts(now)}", headline(rows))
+    noise = ledger.sigma(ledger.experiments(rows))
+    png, svg = picture.draw(timeline(rows), noise, title, headline(rows), curves(rows, runs))
     text = page(rows, title, diffs, program, runs, svg)
-    for name, data in (("report.html", text.encode("utf-8", "replace")), ("progress.png", png)):
-        partial = folder / f".{name}.{os.getpid()}"  # the loop may redraw at the same moment
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+    with TemporaryDirectory(dir=runs if runs and runs.is_dir() else folder, prefix=".report") as spare:  # two processes may write at a time
+        for name, data in (("report.html", text.encode("utf-8", "replace")), ("progress.png", png)):
+            Path(spare, name).write_bytes(data)
+            Path(spare, name).replace(folder / name)
 
 
-def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str, runs: Path | None = None,
-         svg: str = "") -> str:
-    """The whole page. Every value is escaped by the template, the drawing aside."""
+def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str,
+         runs: Path | None = None, svg: str = "") -> str:
+    """The whole page. The template escapes every value but the drawing."""
     from jinja2 import Template
     from markupsafe import Markup
 
-    now, ranking = night(rows), confirm.ranking(night(rows).history)
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"), autoescape=True)
+    template = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
+    history = ledger.experiments(rows)
+    own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
-        title=title, headline=headline(rows), facts=_facts(now, runs) if now.history else (), svg=Markup(svg),
-        keeps=_keeps(now), ranking=[(w, _worth(w)) for w in ranking], advice=removal_advice(ranking),
-        whole=_colored(diffs.get(WHOLE, "")[:MAX_DIFF_CHARS]), table=_table(now, diffs), program=program,
-        n_busy=Counter(row.experiment for row in rows if row.status is Status.BUSY), line=one_line)
-
-
-def _table(now: Night, diffs: Mapping[int, str]) -> Iterator[tuple[Experiment, Moment | None, str, int]]:
-    """(experiment, its own moment, its diff, characters of it that were cut), the newest first."""
-    own = {moment.row.experiment: moment for moment in now.moments if moment.is_own}
-    left = MAX_DIFFS_CHARS
-    for experiment in reversed(now.history):
-        diff = diffs.get(experiment.number, "")
-        shown = diff[:min(MAX_DIFF_CHARS, left)]
-        left -= len(shown)
-        yield experiment, own.get(experiment.number), _colored(shown), len(diff) - len(shown)
-
-
-def _colored(diff: str) -> str:
-    """A diff as markup: escaped, its added and removed lines marked."""
-    from markupsafe import Markup, escape
-
-    added = re.sub(r"(?m)^(\+.*)$", r"<ins>\1</ins>", str(escape(diff)))
-    return Markup(re.sub(r"(?m)^(-.*)$", r"<del>\1</del>", added))
+        title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
+        keeps=keeps(rows), left_out=left_out(rows), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

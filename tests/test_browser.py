@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from test_report import CONFIRMED, HOSTILE, NIGHT, draw
+from test_report import CONFIRMED, HOSTILE, NIGHT, TEN_THOUSAND, draw
 
 from lab import report
 from lab.ledger import one_line
@@ -47,19 +47,20 @@ addEventListener("securitypolicyviolation", event => problems.push("policy " + e
 READER = """<script>
 const visible = () => [...document.querySelectorAll("#table tbody tr")].filter(row => !row.hidden);
 const numbers = () => visible().map(row => row.cells[0].textContent);
-const type = text => { filter.value = text; filter.dispatchEvent(new Event("input")); };
+const set = (id, text, kind) => { $(id).value = text; $(id).dispatchEvent(new Event(kind)); };
+const type = text => set("filter", text, "input");
 const head = i => document.querySelectorAll("#table th button")[i].click();
-const seen = {points: document.querySelectorAll("#chart .p").length, first: numbers()};
-type("cuda memory"); seen.found = numbers(); seen.shown = document.getElementById("shown").textContent;
+const seen = {points: document.querySelectorAll("#chart a").length, first: numbers()};
+type("CUDA memory"); seen.found = numbers(); seen.shown = document.getElementById("shown").textContent;
 type("no such thing"); seen.none = numbers(); type("");
-status_.value = "keep"; status_.dispatchEvent(new Event("change")); seen.kept = numbers();
-status_.value = ""; status_.dispatchEvent(new Event("change"));
+set("status", "keep", "change"); seen.kept = numbers(); set("status", "", "change");
 head(1); seen.rising = numbers(); head(1); seen.falling = numbers(); head(0); seen.inOrder = numbers();
-const point = document.querySelector("#chart .p.crash");
+const point = document.querySelector("#chart a[*|href='#e2']");
 point.dispatchEvent(new PointerEvent("pointerover", {bubbles: true})); seen.tip = tip.textContent;
 seen.tipShown = getComputedStyle(tip).display;
-point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.marked = document.querySelector("tr.on").id;
+point.dispatchEvent(new MouseEvent("click", {bubbles: true})); seen.target = location.hash;
 seen.folded = document.querySelectorAll("#table details pre").length;
+for (const folded of document.querySelectorAll("#e1 details, #e3 details, #whole")) folded.open = true;
 seen.images = document.images.length; seen.scripts = document.scripts.length;
 const requests = performance.getEntriesByType("resource").map(entry => entry.name);
 seen.requests = requests.filter(name => !name.startsWith("data:"));
@@ -67,14 +68,27 @@ seen.hostile = document.querySelector("#e3 summary").textContent;
 seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 seen.paper = getComputedStyle(document.body).backgroundColor;
 const out = document.createElement("pre"); out.id = "seen";
-setTimeout(() => { seen.problems = problems; out.textContent = JSON.stringify(seen); document.body.append(out); }, 300);
+setTimeout(() => { seen.problems = problems;
+  seen.marked = document.querySelectorAll("#e1 ins, #e1 del").length;
+  seen.hostileDiff = document.querySelector("#e3 pre")?.textContent.trim();
+  out.textContent = JSON.stringify(seen); document.body.append(out); }, 300);
 </script>"""
 
 
-def browse(tmp_path, text: str, *options: str) -> tuple[dict, str]:
+# For many rows: one word into the filter, one look.
+GLANCE = """<script>
+$("filter").value = "cuda memory"; $("filter").dispatchEvent(new Event("input"));
+const seen = {points: document.querySelectorAll("#chart a").length, shown: $("shown").textContent, problems};
+seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
+document.body.replaceChildren(out);
+</script>"""
+
+
+def browse(tmp_path, text: str, *options: str, script: str = READER) -> tuple[dict, str]:
     """(what the script saw, the console) of the page."""
     page = tmp_path / "report.html"
-    page.write_text(text.replace("<title>", WATCH + "<title>", 1).replace("</body>", READER + "</body>"), "utf-8")
+    page.write_text(text.replace("<title>", WATCH + "<title>", 1).replace("</body>", script + "</body>"), "utf-8")
     done = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000",
                            "--dump-dom", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
@@ -96,10 +110,10 @@ def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
     assert seen["found"] == ["2"] and seen["shown"] == "1 of 5" and seen["none"] == []
     assert seen["kept"] == ["4", "1", "0"]
     assert seen["rising"] == ["4", "1", "3", "0", "2"] and seen["falling"] == ["0", "3", "1", "4", "2"]
-    assert seen["tip"] == "2 crash: idea 2" and seen["tipShown"] == "block" and seen["marked"] == "e2"
+    assert seen["tip"] == "2  crash: idea 2" and seen["tipShown"] == "block" and seen["target"] == "#e2"
     assert seen["folded"] == 2 and seen["images"] == 0 and seen["scripts"] == 3  # the page's own and two of this test
     assert seen["wide"] <= 0  # nothing to scroll sideways but the table in its frame
-    assert seen["hostile"] == one_line(HOSTILE)
+    assert seen["hostile"] == one_line(HOSTILE) and seen["hostileDiff"] == HOSTILE and seen["marked"] == 2
 
 
 def test_dark_and_light(tmp_path):
@@ -107,3 +121,11 @@ def test_dark_and_light(tmp_path):
     light, _ = browse(tmp_path, text)
     dark, _ = browse(tmp_path, text, "--blink-settings=preferredColorScheme=0")
     assert light["paper"] == "rgb(255, 255, 255)" and dark["paper"] == "rgb(20, 22, 26)"
+
+
+def test_ten_thousand_rows(tmp_path):
+    rows = [*TEN_THOUSAND[:-1], replace(TEN_THOUSAND[-1], note="CUDA: no memory")]
+    text = report.page(rows, "t", {}, "", svg=draw(rows)[1])
+    seen, console = browse(tmp_path, text, script=GLANCE)
+    assert (seen["points"], seen["shown"]) == (10_000, "1 of 10000")
+    assert seen["wide"] <= 0 and seen["problems"] == [] and console == ""

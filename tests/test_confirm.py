@@ -16,8 +16,8 @@ from model_server import ModelServer
 
 from agent import Turn, next_step
 from lab import confirm, ledger, report
-from lab.ledger import Row, experiments
-from lab.session import Session
+from lab.ledger import Proposal, Row, Status, experiments
+from lab.session import Again, Candidate, New, Session, Stopped
 
 PARENT = "a = 1\n\nb = 2\n\nc = 3\n"
 KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
@@ -58,7 +58,7 @@ def test_taking_the_last_change_back_gives_its_parent(lines, place):
 
 def row(number: int, value: float | None, split: str = "test", status: str = "repeat", **more) -> Row:
     description = more.pop("description", f"idea {number}")
-    return Row(f"{number:07x}", value, 1.0, status, description, number, split=split, **more)
+    return Row(f"{number:07x}", value, 1.0, Status(status), description, number, split=split, **more)
 
 
 SESSION = [row(0, 2.0, "val", "keep"), row(1, 1.9, "val", "keep"), row(2, 1.8, "val", "keep"),
@@ -75,22 +75,20 @@ def test_ranking_has_the_hand_computed_figures():
     rows = ([*SESSION, *removal(3, 2, [1.80, 1.82, 1.81]), *removal(4, 1, [1.90, 1.92, 1.91]),
                            *removal(5, 1, [9.0], parent="0000001")])  # the last was taken out of an older incumbent
     most, least = confirm.ranking(experiments(rows))
-    assert (most.number, most.seeds, round(most.gain, 9), most.within_noise) == (1, 3, 0.09, False)
-    assert (least.number, round(least.gain, 9), least.within_noise) == (2, -0.01, True)
-    assert math.isclose(most.error, 0.01 * math.sqrt(2 / 3)) and most.error == least.error
+    error = 0.01 * math.sqrt(2 / 3)
+    assert most == (1, "idea 1", pytest.approx(0.09), pytest.approx(error))
+    assert least == (2, "idea 2", pytest.approx(-0.01), pytest.approx(error))
     text = report.summary(rows)
     assert re.search(r"\n +1 \+0\.090000 ± 0\.008165 +idea 1\n +2 -0\.010000 ± 0\.008165 +idea 2\n", text)
     assert text.endswith("Within noise, candidates for removal: #2.")
-    assert "3: 3 kept, 0 discarded, 0 crashed" in text and "leave-one-out" not in text
-    page = report.page(rows, "t", {}, "")
-    assert '<td>1<td>+0.090000 ± 0.008165<td><td>idea 1<tr><td>2<td>-0.010000 ± 0.008165<td>within noise' in page
+    assert "experiments: keep 3, repeat 3, leave-one-out 7" in text and "leave-one-out tries" not in text
+    assert all(line in report.page(rows, "t", {}, "") for line in report.left_out(rows))
 
 
 def test_one_seed_has_no_noise_and_a_crash_no_worth():
     rows = ([*SESSION[:4], *removal(3, 1, [1.9]), *removal(4, 2, [None])])
     crashed, known = confirm.ranking(experiments(rows))
-    assert (crashed.number, crashed.gain, crashed.within_noise) == (2, None, False)
-    assert known.error is None and not known.within_noise
+    assert crashed[0] == 2 and crashed[2] == math.inf and math.isnan(known[3])
     assert "crashes without it" in report.summary(rows) and "One seed each" in report.summary(rows)
     assert confirm.ranking(experiments(SESSION[:3])) == [] == confirm.ranking([])
 
@@ -103,6 +101,22 @@ def test_removals_leave_the_search_as_it_was():
     without_them = replace(with_removals, history=tuple(plain))
     assert next_step(with_removals, (), 0.3) is Turn.MODEL is next_step(without_them, (), 0.3)
     assert ledger.sigma(more) == ledger.sigma(plain)
+
+
+def test_two_slots_leave_no_removal_behind():
+    """While the last one runs nothing is left to start, yet its further seeds are still to come."""
+    session = Session("t", Path("runs"), 300.0, {}, tuple(SESSION), tuple(experiments(SESSION)))
+    idea = Proposal("without #1: idea 1", "a = 1", confirm.LEFT_OUT)
+    step = confirm.next_step(session, (), {2: 3}, {1: idea})
+    assert step == New(idea, "test")
+    running = Candidate(3, "0000003", 300, step)
+    assert confirm.next_step(session, [running], {2: 3}, {1: idea}) is None
+    assert confirm.next_step(session, [running], {2: 5}, {1: idea}) == Again(2, "test")
+    rows = [*SESSION, *removal(3, 1, [1.9])]
+    session = replace(session, rows=tuple(rows), history=tuple(experiments(rows)))
+    assert confirm.next_step(session, (), {2: 3}, {1: idea}) == Again(3, "test")
+    with pytest.raises(Stopped):
+        confirm.next_step(session, (), {2: 3}, {})
 
 
 @pytest.fixture
@@ -131,7 +145,7 @@ def test_confirm_each_measures_every_removal_and_goes_on_where_it_stopped(night)
         asked = len(server.requests)
         said = agent("confirm", "--each", ANTHROPIC_BASE_URL=server.url)
         assert len(server.requests) == asked  # nothing is drafted that would never run
-    assert "Confirmed gain 1.190000" in said and "#1 cannot be taken out alone" in said
+    assert "Confirmed gain 1.190000" in said and "later changes build on it: #1: faster\n" in said
     assert re.search(r"\n3 \+0\.200000 ± \S+ faster still\n2 \+0\.000000 ± \S+ lucky\n", said)
     assert "candidates for removal: #2." in said
     check(checkout)
