@@ -236,7 +236,8 @@ def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, s
     noise = ledger.sigma(ledger.experiments(rows))
     png, svg = picture.draw(timeline(rows), noise, title, headline(rows), curves(rows, runs))
     text = page(rows, title, diffs, program, runs, svg)
-    with TemporaryDirectory(dir=runs if runs and runs.is_dir() else folder, prefix=".report") as spare:  # two processes may write at a time
+    place = runs if runs and runs.is_dir() else folder
+    with TemporaryDirectory(dir=place, prefix=".report") as spare:  # two processes may write at a time
         for name, data in (("report.html", text.encode("utf-8", "replace")), ("progress.png", png)):
             Path(spare, name).write_bytes(data)
             Path(spare, name).replace(folder / name)
