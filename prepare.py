@@ -24,7 +24,6 @@ import numpy as np
 
 from lab.wire import (
     FILE,
-    HOLDS,
     LOGIT_DTYPES,
     LOGITS,
     PARAMS,
@@ -32,13 +31,14 @@ from lab.wire import (
     TRIAL_VARIABLE,
     Link,
     dtype_name,
-    keep_freed_memory,
     page_lock,
     read_tensors,
     write_tensors,
 )
 
 DEFAULT_BUDGET_S = 300.0
+CONSTANTS = ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -47,17 +47,6 @@ class Batch:
     x: "torch.Tensor"  # noqa: F821  int64 (B, T), contiguous
     y: "torch.Tensor"  # noqa: F821  int64 (B, T), the token after each of x, contiguous
     progress: float    # fraction of the budget spent, in [0, 1)
-
-
-@cache
-def _link() -> Link:
-    """The one link of this process; a train.py that was started by hand gets a referee of its own."""
-    text = os.environ.get(TRIAL_VARIABLE)
-    if text:
-        return Link(json.loads(text), None)
-    from lab.runner import start_by_hand
-
-    return Link(*start_by_hand(default_device(), _constants()["SEED"]))
 
 
 def has_card() -> bool:
@@ -75,44 +64,60 @@ def default_device() -> str:
 
 
 @cache
+def _trial() -> dict:
+    """What the referee told this process; a train.py that was started by hand becomes a trial and ends here."""
+    if text := os.environ.get(TRIAL_VARIABLE):
+        return json.loads(text)
+    from lab import runner
+
+    raise SystemExit(runner.by_hand(Path(sys.argv[0])))
+
+
+@cache
+def _link() -> Link:
+    return Link(_trial())
+
+
+@cache
 def _constants() -> dict:
     import torch
 
-    keep_freed_memory()
-    if text := os.environ.get(TRIAL_VARIABLE):
-        trial = json.loads(text)
-        sizes, seed, device = (trial["vocab_size"], trial["max_seq_len"]), trial["seed"], trial["device"]
-    else:
-        from lab.corpus import SIZES, default_data, open_data
-
-        name = os.environ.get("AUTORESEARCH_DATA") or default_data()
-        sizes = SIZES.get(name) or (open_data(name).vocab_size, open_data(name).max_seq_len)
-        seed, device = int(os.environ.get("AUTORESEARCH_SEED", 0)), default_device()
-    if device == "cuda" and not torch.cuda.is_available():
+    trial = _trial()
+    if trial["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit("the GPU cannot be used: torch.cuda.is_available() is false in this process")
-    return {"VOCAB_SIZE": sizes[0], "MAX_SEQ_LEN": sizes[1], "SEED": seed, "device": torch.device(device)}
+    return {"VOCAB_SIZE": trial["vocab_size"], "MAX_SEQ_LEN": trial["max_seq_len"], "SEED": trial["seed"],
+            "device": torch.device(trial["device"])}
 
 
 def __getattr__(name: str):
-    """VOCAB_SIZE, MAX_SEQ_LEN, SEED and device are looked up when train.py imports them: importing costs nothing."""
-    if name not in ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device"):
+    """VOCAB_SIZE, MAX_SEQ_LEN, SEED and device are looked up when train.py imports them: importing costs nothing.
+
+    Asked by the program that runs, they need a trial. A train.py that is only imported, by a test say, starts none.
+    """
+    if name not in CONSTANTS:
         raise AttributeError(f"module 'prepare' has no attribute {name!r}")
-    return _constants()[name]
+    if TRIAL_VARIABLE in os.environ or sys._getframe(1).f_globals.get("__name__") == "__main__":
+        return _constants()[name]
+    import torch
+
+    from lab.corpus import SIZES, default_data
+
+    return dict(zip(CONSTANTS, (*SIZES[default_data()], 0, torch.device(default_device())), strict=True))[name]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training tokens
-# ---------------------------------------------------------------------------------------------------------------------
+# Training tokens ------------------------------------------------------------------------------------------------------
 
 
 def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
     """Training batches of shape (batch_size, seq_len) until the budget is spent; the first one starts the clock.
 
     seq_len divides MAX_SEQ_LEN. The next rows are asked for before a batch is handed over, so no step waits for them.
+    A stream that was left early may be followed by another one, of another shape.
     """
     link, max_seq_len = _link(), _constants()["MAX_SEQ_LEN"]
     if batch_size < 1 or seq_len < 1 or max_seq_len % seq_len:
         raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, batch_size be positive")
+    _end_pull(link)
     parts = max_seq_len // seq_len  # sequences a row; neighbours share one token, the last target of one
     link.ask(ROWS, max(1, batch_size // parts))
     if link.is_witness:
@@ -130,6 +135,12 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
         link.pull(-(-(batch_size - len(spare)) // parts) if len(spare) < batch_size else 0)
         tokens = to_device(batch)
         yield Batch(tokens[:, :-1].long().contiguous(), tokens[:, 1:].long().contiguous(), progress)
+
+
+def _end_pull(link: Link) -> None:
+    """Read the rows that are still on their way: train.py left its loop before the stream ended."""
+    if link.pulled_rows is not None:
+        link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
 
 
 def _stager(batch_size: int, seq_len: int):
@@ -157,9 +168,7 @@ def _stager(batch_size: int, seq_len: int):
     return to_device
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The end of a trial
-# ---------------------------------------------------------------------------------------------------------------------
+# The end of a trial ---------------------------------------------------------------------------------------------------
 
 
 def finish(model) -> None:
@@ -174,17 +183,17 @@ def finish(model) -> None:
     link = _link()
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}: the witness loads its tensors")
-    if link.pulled_rows is not None:  # train.py left the loop before the stream ended
-        link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
+    _end_pull(link)
     model.eval()
     link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
-    n_bytes = _load(model, link) if link.is_witness else write_tensors(_tensors(model), _settings(), link.file_fd)
-    link.ask(FILE, n_bytes)
+    if link.is_witness:
+        _load(model, link)
+        link.ask(FILE, link.file_bytes)
+    else:
+        link.ask(FILE, write_tensors(_tensors(model), _settings(), link.file_fd))
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.no_grad(), eager:
         _answer(model, link)
-    if link.referee:
-        link.referee.wait()  # it prints the summary
 
 
 def _answer(model, link: Link) -> None:
@@ -206,8 +215,6 @@ def _answer(model, link: Link) -> None:
         if fixed["device"].type == "cuda" and ask < 2:
             page_lock(slot, slot.numel() * slot.element_size())
         slot.copy_(logits.reshape(-1))  # on CUDA this waits for the copy
-        if ask == 0:
-            link.ask(HOLDS, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model).values()))
         link.ask(LOGITS, LOGIT_DTYPES.index(dtype))
         ask += 1
 
@@ -226,8 +233,8 @@ def _settings() -> dict[str, str]:
             "default_dtype": dtype_name(torch.get_default_dtype())}
 
 
-def _load(model, link: Link) -> int:
-    """Load what the trial learnt into the model, and its settings into torch; return the file's bytes.
+def _load(model, link: Link) -> None:
+    """Load what the trial learnt into the model, and its settings into torch.
 
     A tensor of another shape, or that the model does not have yet, takes its place: counts may grow in training.
     """
@@ -236,29 +243,20 @@ def _load(model, link: Link) -> int:
     tensors, settings = read_tensors(link.file_fd, link.file_bytes)
     known = _tensors(model)
     for name, value in tensors.items():
-        _put(model, known, name, value.to(_constants()["device"]))
+        old, value = known.get(name), value.to(_constants()["device"])
+        if old is None:
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path).register_buffer(last, value)
+        elif (old.shape, old.dtype) == (value.shape, value.dtype):
+            old.data.copy_(value)
+        else:
+            old.data = value
     torch.set_float32_matmul_precision(settings["matmul_precision"])
     torch.set_default_dtype(getattr(torch, settings["default_dtype"]))
     torch.set_num_threads(int(settings["threads"]))
-    return link.file_bytes
 
 
-def _put(model, known: dict, name: str, value) -> None:
-    old = known.get(name)
-    if old is not None and old.shape == value.shape and old.dtype == value.dtype:
-        old.data.copy_(value)
-        return
-    path, _, last = name.rpartition(".")
-    module = model.get_submodule(path)
-    if last in module._parameters:
-        module._parameters[last].data = value
-    else:
-        module.register_buffer(last, value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# By hand
-# ---------------------------------------------------------------------------------------------------------------------
+# The command ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:

@@ -50,37 +50,37 @@ WORSE = -0.05        # a trial's own worse places hide no better ones: a differe
 
 
 def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
-              dice: np.random.Generator) -> np.ndarray:
+              rng: np.random.Generator) -> np.ndarray:
     """One cut a row, int (N,), in 1..T-1: the input tokens from it on will be foreign.
 
     trial, baseline: losses (N, T); counts: bool (N, T), false for targets that weigh nothing in the score. Without a
     baseline all cuts are uniform.
     """
     n_rows, n_places = trial.shape
-    cuts = dice.integers(1, n_places, n_rows)
+    cuts = rng.integers(1, n_places, n_rows)
     if baseline is None:
         return cuts
     # The target of place c - 1 is the first foreign token's true neighbour; the last place has no future to hide.
     pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0)[:, :-1] ** 2
     row_pays = pays.sum(1)
     # Weighted draw without replacement, by exponential keys (Efraimidis and Spirakis 2006).
-    keys = dice.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
+    keys = rng.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
     chosen = np.argsort(keys)[: n_rows // 2]
     chosen = chosen[row_pays[chosen] > 0]
-    at = (np.cumsum(pays[chosen], 1) < (dice.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
+    at = (np.cumsum(pays[chosen], 1) < (rng.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
     cuts[chosen] = np.minimum(at, n_places - 2) + 1
     return cuts
 
 
-def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int, dice: np.random.Generator) -> np.ndarray:
+def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
     """Inputs (N, T) of rows (N, T + 1), the end of another row behind each cut; the first foreign token differs."""
     inputs = rows[:, :-1].astype(np.int64)
-    strangers = rows[dice.permutation(len(rows)), :-1]
+    strangers = rows[rng.permutation(len(rows)), :-1]
     behind = np.arange(inputs.shape[1]) >= cuts[:, None]
     asked = np.where(behind, strangers, inputs)
     at = np.arange(len(rows)), cuts
     same = asked[at] == inputs[at]
-    shift = dice.integers(1, vocab_size, len(rows))
+    shift = rng.integers(1, vocab_size, len(rows))
     asked[at] = np.where(same, (asked[at] + shift) % vocab_size, asked[at])
     return asked
 

@@ -1,7 +1,7 @@
 """Trials in flight: start one where a slot is free, wait for whichever ends first.
 
 Today one slot, this machine: a thread around runner.run. The loop is written for any number of
-slots, so several cards or a cluster change this file alone. Decides nothing; a trial that the
+slots, so several cards or a cluster change this file alone. It decides nothing. A trial that the
 user ended is `Stopped`, never a value.
 """
 
@@ -27,7 +27,7 @@ class Fleet:
         """on_event(slot, kind, value) hears what a trial's referee tells; it is called from the slot's thread."""
         self.data, self.on_event, self.interrupted = data, on_event, interrupted
         self.free_slots = [0]
-        self.running: dict[Future[Trial | None], tuple[int, Candidate]] = {}
+        self.running: dict[Future[Trial], tuple[int, Candidate]] = {}
         self.clock_at: dict[int, float] = {}  # slot -> when the clock of its trial started
         self.threads = ThreadPoolExecutor(len(self.free_slots))
 
@@ -51,12 +51,12 @@ class Fleet:
         slot, candidate = self.running.pop(future)
         self.free_slots.append(slot)
         self.clock_at.pop(slot, None)
-        return candidate, self._result(future.result())
+        return candidate, future.result()
 
     def starts(self, session: Session, candidate: Candidate) -> bool:
         """Whether a train.py starts on this machine now, seen in a slot that is free."""
         budget_s, candidate = min(START_S, session.budget_s), replace(candidate, witness_below=-math.inf)
-        return not self._result(self._try(session, candidate, self.free_slots[-1], budget_s)).crashed
+        return not self._try(session, candidate, self.free_slots[-1], budget_s).crashed
 
     def left_s(self, budget_s: float) -> float:
         """Seconds of training before the next slot is free, at most."""
@@ -65,7 +65,7 @@ class Fleet:
     def close(self) -> None:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
-    def _try(self, session: Session, candidate: Candidate, slot: int, budget_s: float) -> Trial | None:
+    def _try(self, session: Session, candidate: Candidate, slot: int, budget_s: float) -> Trial:
         """One trial, start to end; a referee that falls over is a fault of the machine until the incumbent starts."""
 
         def hear(kind: str, value: object) -> None:
@@ -74,16 +74,14 @@ class Fleet:
             self.on_event(slot, kind, value)
 
         try:
-            return runner.run(candidate.proposal.code, data=self.data, seed=candidate.seed, budget_s=budget_s,
-                              folder=session.runs, split=candidate.step.split, witness_below=candidate.witness_below,
-                              is_baseline=candidate.is_baseline, last_try=candidate.last_try, on_event=hear,
-                              interrupted=self.interrupted)
+            trial = runner.run(candidate.proposal.code, data=self.data, seed=candidate.seed, budget_s=budget_s,
+                               folder=session.runs, split=candidate.step.split, is_baseline=candidate.is_baseline,
+                               witness_below=candidate.witness_below, last_try=candidate.last_try, on_event=hear,
+                               interrupted=self.interrupted)
         except (runner.RefereeFailed, BrokenPipeError, FileNotFoundError) as error:  # the last: runs/ was deleted
             device = session.history[0].own.device if session.history else ""
             return Trial(None, f"the referee failed: {error}", candidate.seed, candidate.step.split, budget_s, device,
                          self.data.hash[:8], sandbox.level(), ending=Ending.MACHINE)
-
-    def _result(self, trial: Trial | None) -> Trial:
         if trial is None:
             raise Stopped("stopped by you, the trial under way with it")
         return trial

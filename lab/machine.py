@@ -5,17 +5,18 @@ session and the trial's own processes do not count. Where the kernel tells nothi
 """
 
 import contextlib
-import json
+import glob
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from lab import sandbox
 
@@ -26,7 +27,6 @@ LEAST_BUDGET_S = 5.0   # a shorter trial says nothing about the machine
 PROBE_S = 0.2
 PROBES = 50            # of the session, the last ones
 PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
-HERTZ = os.sysconf("SC_CLK_TCK")
 MEMORY_BACK_S, LEFT_GB = 15.0, 0.5  # how long GPU memory may take to come back; what drivers and desktops move by
 
 
@@ -45,27 +45,20 @@ def read(agent_pid: int) -> Reading | None:
     """The machine now; None where the kernel does not tell."""
     if sys.platform != "linux":
         return None
-    with open("/proc/stat", "rb") as file:
-        user, nice, system, _, _, irq, softirq, stolen = (int(n) / HERTZ for n in file.readline().split()[1:9])
-    family = [agent_pid, *sandbox.descendants(agent_pid)]
-    own = sum(_cpu_s(pid) for pid in family)
+    cores, own = psutil.cpu_times(), 0.0
+    for pid in (agent_pid, *sandbox.descendants(agent_pid)):
+        with contextlib.suppress(psutil.Error):
+            own += sum(psutil.Process(pid).cpu_times()[:4])  # its own and its ended children's, user and system
+    busy = cores.user + cores.nice + cores.system + cores.irq + cores.softirq
     waited = sum(_waited_s(pid) for pid in sandbox.descendants(os.getpid()))
-    return Reading(time.monotonic(), user + nice + system + irq + softirq, stolen, own, waited)
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process and of its children that have ended."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return sum(int(n) for n in file.read().rpartition(b")")[2].split()[11:15]) / HERTZ
-    return 0.0
+    return Reading(time.monotonic(), busy, cores.steal, own, waited)
 
 
 def _waited_s(pid: int) -> float:
     total_ns = 0
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
-                total_ns += int(file.read().split()[1])
+    for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            total_ns += int(file.read().split()[1])
     return total_ns / 1e9
 
 
@@ -83,7 +76,7 @@ def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> f
     return (min(strangers, waited) + stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
 
 
-# A GPU, through NVIDIA's management library: none of it touches the card's own memory or needs torch.
+# A GPU, through NVIDIA's library, which touches no memory of the card and needs no torch ------------------------------
 
 
 @cache
@@ -125,13 +118,13 @@ def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
     return f"{held_gb:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end"
 
 
-# A fixed piece of work
+# A fixed piece of work ------------------------------------------------------------------------------------------------
 
 
 def probe() -> float:
     """Seconds that a fixed piece of work takes, a matrix product and a copy; the median over PROBE_S."""
-    dice = np.random.default_rng(0)
-    a, b = (dice.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
     seconds, until = [], time.perf_counter() + PROBE_S
     while time.perf_counter() < until:
         began = time.perf_counter()
@@ -150,25 +143,14 @@ def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
     return excess / usual if excess > max(SLOWER * usual, SPREADS * spread) else 0.0
 
 
-def verdict(lost: float, probes: Sequence[float], earlier: Sequence[float]) -> str:
-    """Why a trial did not have its machine, "" where it had."""
+def verdict(folder: Path, lost: float, probe_before: float) -> str:
+    """Why a trial that has just ended did not have its machine; "" where it had, and its probes join the session's."""
     if lost > LOST:
         return f"other programs took {lost:.0%} of the machine"
+    probes, earlier, path = (probe_before, probe()), [], folder / "probes.txt"
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged by a power cut: they are counted anew
+        earlier = [float(line) for line in path.read_text().splitlines()]
     if (by := slower(probes, earlier)) > 0:
         return f"the machine was {by:.0%} slower than in this session before"
+    path.write_text("\n".join(map(str, [*earlier, *probes][-PROBES:])))
     return ""
-
-
-def remember(folder: Path, probes: Iterable[float]) -> None:
-    with open(folder / "probes.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(list(probes)) + "\n")
-
-
-def earlier_probes(folder: Path) -> list[float]:
-    """The session's probes so far; what cannot be read counts for nothing."""
-    found: list[float] = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "probes.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                found += [float(value) for value in json.loads(line)]
-    return found[-PROBES:]

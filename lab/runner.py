@@ -1,4 +1,4 @@
-"""One trial on this machine: a referee of its own, its result as a value.
+"""One trial on this machine: a referee of its own, its result as a value, and what is kept of it under runs/TAG.
 
 Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when it returns, no
 process of the trial is left; a crash is a Trial whose val_bpb is None. It decides nothing about keeping, and never
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from lab import baseline, sandbox
 from lab.corpus import Data, default_data, held_out, open_data
-from lab.ledger import Ending, Trial, one_line
+from lab.ledger import Ending, SetupError, Trial, one_line
 from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, Limits
-from lab.wire import file_capacity, logits_memory, sealable_memory
+from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,10 +51,10 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     with open(errors, "wb") as stderr:
         process = subprocess.Popen([sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-                                   env=os.environ | sandbox.THREADS)
-    process.stdin.write((json.dumps(spec) + "\n").encode())
-    process.stdin.close()
+                                   env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
     try:
+        process.stdin.write((json.dumps(spec) + "\n").encode())
+        process.stdin.close()
         result = follow(process, time.monotonic() + longest_s(limits, budget_s), on_event, interrupted)
     finally:
         end(process)
@@ -67,10 +67,8 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
 
 
 def longest_s(limits: Limits, budget_s: float) -> float:
-    """Of a trial and its witness."""
-    trial_s = sum(asdict(limits).values()) + 2 * budget_s
-    witness_s = WITNESS_FACTOR * limits.start_s + START_SLACK_S + limits.score_s + budget_s + limits.stop_s
-    return trial_s + witness_s + BACKSTOP_S
+    """Of a trial and its witness, which may take longer to start."""
+    return (1 + WITNESS_FACTOR) * sum(asdict(limits).values()) + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
 
 def follow(process: subprocess.Popen, deadline: float, on_event: Callable, interrupted: Callable) -> dict | None:
@@ -80,7 +78,6 @@ def follow(process: subprocess.Popen, deadline: float, on_event: Callable, inter
         selector.register(process.stdout, selectors.EVENT_READ)
         while time.monotonic() < deadline and not interrupted():
             if not selector.select(0.1):
-                on_event("tick", None)
                 continue
             data = os.read(process.stdout.fileno(), 1 << 16)
             if not data:
@@ -106,27 +103,29 @@ def end(process: subprocess.Popen) -> None:
         sandbox.sweep()
 
 
-def start_by_hand(device: str, seed: int) -> tuple[dict, subprocess.Popen]:
-    """A referee for this process, which nobody started as a trial: `python train.py`. (what Link reads, referee)."""
-    data = open_data(os.environ.get("AUTORESEARCH_DATA") or default_data())
-    tokens_read, tokens_write = os.pipe()
-    events_read, events_write = os.pipe()
-    logits_fd, logits_bytes = logits_memory(data.max_seq_len * data.vocab_size)
-    file_fd = sealable_memory("model", file_capacity())
-    spec = {"data": str(data.folder), "split": "val", "seed": seed, "device": device, "is_witness": False,
-            "parent": os.getppid(), "cores": os.cpu_count(),
-            "budget": float(os.environ.get("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S), "tokens_fd": tokens_write,
-            "events_fd": events_read, "logits_fd": logits_fd, "logits_bytes": logits_bytes, "file_fd": file_fd,
-            "file_bytes": 0}
-    referee = subprocess.Popen([sys.executable, "-m", "lab.referee", "--serve", json.dumps(spec)], cwd=ROOT,
-                               pass_fds=(tokens_write, events_read, logits_fd, file_fd),
-                               env=os.environ | sandbox.THREADS)
-    os.close(tokens_write)
-    os.close(events_read)
-    return spec | {"tokens_fd": tokens_read, "events_fd": events_write}, referee
+def by_hand(path: Path) -> int:
+    """`python train.py`: a trial like any other, without a witness; prints its lines and a summary."""
+    setting = os.environ.get
+    try:
+        data = open_data(setting("AUTORESEARCH_DATA") or default_data())
+        trial = run(path.read_text(encoding="utf-8"), data=data, seed=int(setting("AUTORESEARCH_SEED") or 0),
+                    budget_s=float(setting("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S),
+                    folder=ROOT / "runs" / "by-hand", witness_below=-math.inf, is_baseline=True, last_try=True,
+                    on_event=lambda kind, value: print(value, flush=True) if kind == "line" else None)
+    except (SetupError, RefereeFailed) as error:
+        print(f"{path.name}: {error}", file=sys.stderr)
+        return 2
+    if trial.val_bpb is None:
+        print(f"crash: {trial.reason}", file=sys.stderr)
+        return 1
+    for name in ("val_bpb", "train_seconds", "total_seconds", "tokens_m", "params_m", "memory_gb", "seed", "budget",
+                 "device", "data", "sandbox", "note"):
+        value = getattr(trial, name)
+        print(f"{name}: {value:.6f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
 
 
-# What is kept of a trial under runs/TAG ---------------------------------------------------------------------------
+# What is kept of a trial under runs/TAG -------------------------------------------------------------------------------
 
 
 def baseline_known(runs: Path) -> bool:
@@ -142,7 +141,7 @@ def keep_model(runs: Path) -> None:
 
 def save_log(trial: Trial, runs: Path, number: int) -> None:
     """What a trial of an experiment printed beside what was measured, for the morning."""
-    path = _log_path(runs, number, trial.seed)
+    path = runs / f"{number:04d}-{trial.seed}.log"
     path.write_text(trial.log, encoding="utf-8", errors="replace")
     facts = {name: value for name, value in asdict(trial).items() if name != "log"}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
@@ -150,9 +149,5 @@ def save_log(trial: Trial, runs: Path, number: int) -> None:
 
 def read_log(runs: Path, number: int, seed: int) -> str:
     """What a trial printed; "" when its log is gone."""
-    path = _log_path(runs, number, seed)
+    path = runs / f"{number:04d}-{seed}.log"
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
-def _log_path(runs: Path, number: int, seed: int) -> Path:
-    return runs / f"{number:04d}-{seed}.log"
