@@ -1,8 +1,9 @@
-"""One untrusted process: a fresh folder, the sandbox, its pipes, a bounded log; and nothing of it left afterwards.
+"""One untrusted process: a fresh folder, the sandbox, its pipes, a bounded log, and its end.
 
-Promises: the referee never blocks on the other side, and every wait ends at a deadline. What the process does wrong is
-a ContractBroken with the row's reason. When `child_of` returns, the process and all its descendants are dead. A trial
-and its witness share neither folder, memory nor compile cache. It does not know what is asked, or why.
+Promises: the referee never blocks on the other side, and every wait ends at a deadline. What the
+process does wrong is a ContractBroken with the row's reason. After the `with` of `child_of` it and
+all its descendants are dead. A trial and its witness share neither folder, memory nor compile
+cache. It does not know what is asked, or why.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from lab import sandbox
+from lab import machine, sandbox
 from lab.corpus import Data
 from lab.ledger import Ending
 from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_memory
@@ -30,17 +31,18 @@ from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PROCESSES = 512     # a fork bomb ends here; compile workers and loaders need a few dozen
 MAX_DISK_BYTES = 16e9   # that the disk may lose while a trial runs; its folder is on it
-LEAST_MEMORY = 0.04     # of the machine's memory: below it the trial ends before the kernel picks a victim
+LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the kernel picks a victim
 WATCH_EVERY_S = 1.0
-PAUSE_S = 3.0           # a turn this much longer than its own time-out: the machine stood still, a laptop's lid
+PAUSE_S = 3.0           # a turn this much longer than its time-out: the machine stood still
+DYING_S = 1.0           # for a process to end by itself, with its own error
 PIPE_BYTES = 1 << 20
 LOG_BYTES = 32 * 1024   # of a log's head, and of its tail
-TELL_EVERY_S, TELL_BYTES = 0.5, 4096         # what the display gets of the log
-CACHE_LIMITS = (20_000, 4 << 30, 12)         # files, bytes and depth of a compile cache
+TELL_EVERY_S, TELL_BYTES = 0.5, 4096  # what the display gets of the log
+CACHE_LIMITS = (20_000, 4 << 30, 12)  # files, bytes and depth of a compile cache
 
 
 class ContractBroken(Exception):
-    """An untrusted process crashed, ran over or broke the contract; the message is the row's reason."""
+    """A process crashed, ran over or broke the contract; the message is the row's reason."""
 
     def __init__(self, reason: str, ending: Ending = Ending.FOUL):
         super().__init__(reason)
@@ -60,18 +62,22 @@ def tell(event: str, value: object) -> None:
 
 
 class Child:
-    """The referee's end of the pipes to one process, and its supervision."""
+    """The referee's end of the pipes to one process, its supervision, and how it ended."""
 
-    def __init__(self, process: subprocess.Popen, tokens_fd: int, events_fd: int, logits_fd: int):
-        self.process, self.tokens_fd, self.events_fd, self.logits_fd = process, tokens_fd, events_fd, logits_fd
-        self.log_fd: int | None = process.stdout.fileno()
+    def __init__(self, process: subprocess.Popen, tokens_fd: int, events_fd: int, logits_fd: int,
+                 on_gpu: bool):
+        self.pid, self.outputs = process.pid, process.stdout
+        self.tokens_fd, self.events_fd, self.logits_fd = tokens_fd, events_fd, logits_fd
+        self.log_fd: int | None = self.outputs.fileno()
         self.log, self.n_cut, self.untold, self.told_at = bytearray(), 0, b"", 0.0
         self.requests = bytearray()
-        self.code: int | None = None  # how it ended: exit code, or -signal
-        self.peak_gb = 0.0            # resident
         self.watched_at, self.free_at_start = time.monotonic(), shutil.disk_usage(ROOT).free
-        # Its end is noticed at once, though a daemon that it left may hold its pipes open (Linux).
-        self.end_fd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+        self.idle_gb = machine.card_used_gb() if on_gpu else None
+        self.broken: ContractBroken | None = None
+        self.ended_at = self.memory_gb = 0.0
+        self.note = ""  # GPU memory that it held on to
+        # Its end is noticed at once, though a daemon may hold its pipes open (Linux).
+        self.end_fd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         self.selector = selectors.DefaultSelector()
         for fd in filter(None, (events_fd, self.log_fd, self.end_fd)):
             self.selector.register(fd, selectors.EVENT_READ)
@@ -79,7 +85,7 @@ class Child:
             os.set_blocking(fd, False)
 
     def turn(self, deadline: float, why: str) -> list[int]:
-        """Wait for something to happen, at most until the deadline; return the descriptors that are ready."""
+        """Wait for something to happen, until the deadline; the descriptors that are ready."""
         began = time.monotonic()
         if began >= deadline:
             stood_still(deadline)
@@ -122,7 +128,7 @@ class Child:
             self.untold, self.told_at = rest, time.monotonic()
 
     def request(self, deadline: float, why: str) -> tuple[bytes, int]:
-        """The next request. Raises ContractBroken at the deadline, HungUp when the other side is gone."""
+        """The next request. Raises ContractBroken at the deadline, HungUp after its end."""
         while len(self.requests) < REQUEST.size:
             if self.events_fd in self.turn(deadline, why):
                 data = os.read(self.events_fd, REQUEST.size - len(self.requests))
@@ -133,8 +139,8 @@ class Child:
         self.requests.clear()
         return operation, count
 
-    def answer(self, value: float, tokens: np.ndarray | None, deadline: float, why: str) -> None:
-        data = memoryview(ANSWER.pack(value) + (b"" if tokens is None else tokens.astype(np.int16).tobytes()))
+    def answer(self, value: float, tokens: np.ndarray, deadline: float, why: str) -> None:
+        data = memoryview(ANSWER.pack(value) + tokens.astype(np.int16).tobytes())
         self.selector.register(self.tokens_fd, selectors.EVENT_WRITE)
         try:
             while data:
@@ -145,82 +151,91 @@ class Child:
         finally:
             self.selector.unregister(self.tokens_fd)
 
-    def end(self, patience_s: float) -> None:
-        """Wait for its end, read what it prints until then, and kill it when patience is over."""
+    def end(self, broken: ContractBroken | None, patience_s: float) -> None:
+        """Wait for its end, kill it when patience is over, sweep, read what it printed, close."""
+        self.ended_at, code = time.monotonic(), None
         self.selector.unregister(self.events_fd)
-        until = time.monotonic() + patience_s
-        while self.code is None:
-            ended, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if self.idle_gb is not None:
+            self.memory_gb = machine.card_used_gb() - self.idle_gb
+        while code is None:
+            ended, status, usage = os.wait4(self.pid, os.WNOHANG)
             if ended:
-                self.code = os.waitstatus_to_exitcode(status)
-                self.peak_gb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-            elif time.monotonic() > until:
+                code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > self.ended_at + patience_s:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+                    os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(ContractBroken):
                 self.turn(time.monotonic() + 0.02, "")
-
-    def close(self) -> None:
-        """Read what is left in the log's pipe, now that every writer is gone, and close all."""
-        while self.log_fd is not None and self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
+        sandbox.sweep()
+        while self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
             self.read_log()
         self.untold += b"\n"
         self.tell_lines()
+        self.broken = broken
+        if isinstance(broken, HungUp) or (broken and code > 0):  # it was late because it was dying
+            self.broken = ContractBroken(last_error(self.log_text(), code), Ending.CRASHED)
+        if self.idle_gb is None:
+            self.memory_gb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        else:
+            self.note = machine.wait_for_card(self.idle_gb)
         self.selector.close()
-        self.process.stdout.close()
+        self.outputs.close()
         for fd in filter(None, (self.tokens_fd, self.events_fd, self.logits_fd, self.end_fd)):
             os.close(fd)
 
-    def explained(self, broken: ContractBroken | None) -> ContractBroken | None:
-        """The same, or the error that the process died of, which then is why it was late or silent."""
-        if broken is None or (not isinstance(broken, HungUp) and self.code <= 0):
-            return broken
-        how = f"signal {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
-        lines = [line[:200] for line in self.log_text().splitlines() if line.strip()]
-        named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-        last = (named or lines)[-1] if lines and self.code else broken
-        return ContractBroken(f"{last} ({how})", Ending.CRASHED)
+
+def last_error(log: str, code: int) -> str:
+    """Why a process ended by itself: the exception it named last, or its last line."""
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    lines = [line[:200] for line in log.splitlines() if line.strip()]
+    error = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b")
+    named = [line for line in lines if error.match(line)]
+    last = (named or lines)[-1] if lines and code else "ended before it was scored"
+    return f"{last} ({how})"
 
 
 @contextlib.contextmanager
 def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Iterator[Child]:
-    """Start train.py in a fresh folder, restricted; at the end nothing of it is left, in whatever way it ends.
+    """Start train.py in a fresh folder, restricted. What it does wrong ends the `with`: `broken`.
 
     file_bytes: of the file that a witness loads; 0 for a trial, which writes it.
     """
     work = fresh_folder(Path(spec["folder"]), spec["code"], with_cache=not file_bytes)
+    cache, patience_s, broken = str(work / "cache"), 0.0, None
     tokens_read, tokens_write = os.pipe()
     events_read, events_write = os.pipe()
-    with contextlib.suppress(AttributeError, PermissionError):  # Linux only, and the limit may be lower
+    with contextlib.suppress(AttributeError, PermissionError):  # Linux only, and it may be refused
         fcntl.fcntl(tokens_write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     logits_fd, logits_bytes = logits_memory(data.max_seq_len * data.vocab_size)
-    trial = {"budget": spec["budget"], "seed": spec["seed"], "device": spec["device"], "vocab_size": data.vocab_size,
-             "max_seq_len": data.max_seq_len, "tokens_fd": tokens_read, "events_fd": events_write,
-             "logits_fd": logits_fd, "logits_bytes": logits_bytes, "file_fd": file_fd, "file_bytes": file_bytes}
-    cache = str(work / "cache")
-    environment = sandbox.environment(str(work), cache) | KEEP_FREED_MEMORY | {TRIAL_VARIABLE: json.dumps(trial)}
-    if file_bytes:
-        environment["TORCHDYNAMO_DISABLE"] = "1"
+    trial = {
+        "budget": spec["budget"], "seed": spec["seed"], "device": spec["device"],
+        "vocab_size": data.vocab_size, "max_seq_len": data.max_seq_len, "tokens_fd": tokens_read,
+        "events_fd": events_write, "logits_fd": logits_fd, "logits_bytes": logits_bytes,
+        "file_fd": file_fd, "file_bytes": file_bytes}
+    environment = sandbox.environment(str(work), cache) | KEEP_FREED_MEMORY
+    environment |= {TRIAL_VARIABLE: json.dumps(trial)}
+    environment |= {"TORCHDYNAMO_DISABLE": "1"} if file_bytes else {}
+    command = sandbox.command(str(work), cache, [sys.executable, "train.py"], spec["hidden"])
     process = subprocess.Popen(
-        sandbox.command(str(work), cache, [sys.executable, "train.py"], spec["hidden"]), cwd=work, env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
         pass_fds=(tokens_read, events_write, logits_fd, file_fd))
     os.close(tokens_read)
     os.close(events_write)
-    child = Child(process, tokens_write, events_read, logits_fd)
+    child = Child(process, tokens_write, events_read, logits_fd, spec["device"] == "cuda")
     try:
         yield child
+        patience_s = spec["limits"]["stop_s"]
+    except ContractBroken as error:
+        broken, patience_s = error, DYING_S
     finally:
-        if child.code is None:
-            child.end(0)
-        sandbox.sweep()
-        child.close()
+        child.end(broken, patience_s)
 
 
 def fresh_folder(folder: Path, code: str, with_cache: bool) -> Path:
-    """An empty working folder: train.py, the fixed files, and a private copy of the baseline's compile cache.
+    """An empty working folder: train.py, the fixed files, a private copy of the compile cache.
 
-    The baseline was compiled before a model had any say, so nothing that a candidate wrote reaches another one.
+    That is the baseline's, compiled before a model had any say: no candidate wrote for another.
     """
     work = folder / "trial"
     remove(work)
@@ -229,29 +244,25 @@ def fresh_folder(folder: Path, code: str, with_cache: bool) -> Path:
     for name in ("prepare.py", "lab/wire.py"):
         shutil.copyfile(ROOT / name, work / name)
     if with_cache and (folder / "cache").is_dir():
-        sandbox.copy_plain(folder / "cache", work / "cache", *CACHE_LIMITS)  # where it fails, the trial compiles all
+        sandbox.copy_plain(folder / "cache", work / "cache", *CACHE_LIMITS)  # empty on failure
     (work / "cache").mkdir(exist_ok=True)
     return work
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder that a trial wrote: renamed files, locked folders and depth do not stop it."""
-    if folder.exists():
-        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+    """Delete a folder that a trial wrote: locked folders and depth do not stop it."""
+    subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
 
 
 def stood_still(since: float) -> None:
-    """Raise ContractBroken when it is much later than `since`, a moment this process should hardly have passed."""
+    """Raise ContractBroken when `since`, which this process should not pass, is long over."""
     seconds = time.monotonic() - since
     if seconds > PAUSE_S:
         raise ContractBroken(f"the machine stood still for {seconds:.0f} s", Ending.BUSY)
 
 
 def watch(free_at_start: float) -> float:
-    """GB that the trial's processes hold, shared pages in each. Raises ContractBroken where they take too much.
-
-    free_at_start: bytes of the disk that holds the checkout, and so the folder of every trial.
-    """
+    """GB that the trial's processes hold, shared pages in each. Raises ContractBroken."""
     pids, n_bytes = sandbox.descendants(os.getpid()), 0
     if len(pids) > MAX_PROCESSES:
         raise ContractBroken(f"too many processes ({len(pids)})")

@@ -1,7 +1,8 @@
-"""Whether a trial had its machine: what it wanted of it and did not get, and a fixed piece of work before and after.
+"""Whether a trial had its machine: what it wanted and did not get, and a fixed piece of work.
 
-Promises: a trial gains nothing by faking this, for a busy verdict only means that it runs again. Other trials of the
-session and the trial's own processes do not count. Where the kernel tells nothing (macOS), no trial is called busy.
+Promises: a trial gains nothing by faking this, since a busy verdict only means that it runs again.
+Other trials of the session and the trial's own processes do not count. Where the kernel tells
+nothing (macOS), no trial is called busy.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ LEAST_BUDGET_S = 5.0   # a shorter trial says nothing about the machine
 PROBE_S = 0.2
 PROBES = 50            # of the session, the last ones
 PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
-MEMORY_BACK_S, LEFT_GB = 15.0, 0.5  # how long GPU memory may take to come back; what drivers and desktops move by
+MEMORY_BACK_S = 15.0   # how long GPU memory may take to come back
+LEFT_GB = 0.5          # of it: what drivers and desktops move by
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def read(agent_pid: int) -> Reading | None:
     cores, own = psutil.cpu_times(), 0.0
     for pid in (agent_pid, *sandbox.descendants(agent_pid)):
         with contextlib.suppress(psutil.Error):
-            own += sum(psutil.Process(pid).cpu_times()[:4])  # its own and its ended children's, user and system
+            own += sum(psutil.Process(pid).cpu_times()[:4])  # with those of its ended children
     busy = cores.user + cores.nice + cores.system + cores.irq + cores.softirq
     waited = sum(_waited_s(pid) for pid in sandbox.descendants(os.getpid()))
     return Reading(time.monotonic(), busy, cores.steal, own, waited)
@@ -65,8 +67,8 @@ def _waited_s(pid: int) -> float:
 def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> float:
     """What the trial wanted of its cores and did not get, of what it could have had.
 
-    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core harms nobody: the
-    smaller of the two counts, and all of what the host stole.
+    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core
+    harms nobody: the smaller of the two counts, and all of what the host stole.
     """
     if before is None or after is None:
         return 0.0
@@ -76,7 +78,7 @@ def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> f
     return (min(strangers, waited) + stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
 
 
-# A GPU, through NVIDIA's library, which touches no memory of the card and needs no torch ------------------------------
+# A GPU, through NVIDIA's library: it takes no memory of the card and needs no torch -------
 
 
 @cache
@@ -97,19 +99,21 @@ def card_used_gb() -> float:
 
 
 def card_is_shared(agent_pid: int) -> bool:
-    """Whether strangers compute on the card now, or heat or hardware holds its clock down.
+    """Whether strangers compute on it now, or heat or hardware (not a power cap) slows it.
 
-    A power cap at full load is normal. In a container strangers are not seen, only what they use.
+    In a container strangers are not seen.
     """
     library, card = _card()
     own = {agent_pid, *sandbox.descendants(agent_pid)}
-    strangers = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)} - own
-    slowed = (library.nvmlClocksThrottleReasonHwSlowdown | library.nvmlClocksThrottleReasonSwThermalSlowdown)
-    return bool(strangers) or bool(library.nvmlDeviceGetCurrentClocksThrottleReasons(card) & slowed)
+    users = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)}
+    slowed = (library.nvmlClocksThrottleReasonHwSlowdown
+              | library.nvmlClocksThrottleReasonSwThermalSlowdown)
+    reasons = library.nvmlDeviceGetCurrentClocksThrottleReasons(card)
+    return bool(users - own) or bool(reasons & slowed)
 
 
 def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
-    """Wait until an ended trial's memory is free for the next one; a note for the row when it is not."""
+    """Wait until an ended trial's memory is free for the next; a note when it is not."""
     until = time.monotonic() + patience_s
     while (held_gb := card_used_gb() - idle_gb) > LEFT_GB and time.monotonic() < until:
         time.sleep(0.05)
@@ -118,11 +122,11 @@ def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
     return f"{held_gb:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end"
 
 
-# A fixed piece of work ------------------------------------------------------------------------------------------------
+# A fixed piece of work --------------------------------------------------------------------
 
 
 def probe() -> float:
-    """Seconds that a fixed piece of work takes, a matrix product and a copy; the median over PROBE_S."""
+    """Seconds that a matrix product and a copy take; the median over PROBE_S."""
     rng = np.random.default_rng(0)
     a, b = (rng.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
     seconds, until = [], time.perf_counter() + PROBE_S
@@ -134,7 +138,7 @@ def probe() -> float:
 
 
 def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
-    """By how much a trial's probes lie above the session's median; 0 within its usual spread or with too few."""
+    """How far a trial's probes lie above the session's median; 0 within its usual spread."""
     if len(earlier) < 6:
         return 0.0
     usual = statistics.median(earlier)
@@ -144,11 +148,11 @@ def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
 
 
 def verdict(folder: Path, lost: float, probe_before: float) -> str:
-    """Why a trial that has just ended did not have its machine; "" where it had, and its probes join the session's."""
+    """Why a trial that has just ended did not have its machine; "", and its probes are kept."""
     if lost > LOST:
         return f"other programs took {lost:.0%} of the machine"
     probes, earlier, path = (probe_before, probe()), [], folder / "probes.txt"
-    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged by a power cut: they are counted anew
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
         earlier = [float(line) for line in path.read_text().splitlines()]
     if (by := slower(probes, earlier)) > 0:
         return f"the machine was {by:.0%} slower than in this session before"

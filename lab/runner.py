@@ -1,8 +1,8 @@
-"""One trial on this machine: a referee of its own, its result as a value, and what is kept of it under runs/TAG.
+"""One trial on this machine: a referee of its own, its result as a value, what is kept of it.
 
-Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when it returns, no
-process of the trial is left; a crash is a Trial whose val_bpb is None. It decides nothing about keeping, and never
-reads a number from what a trial printed.
+Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when
+it returns, no process of the trial is left; a crash is a Trial whose val_bpb is None. It decides
+nothing about keeping, and never reads a number from what a trial printed.
 """
 
 import json
@@ -29,7 +29,7 @@ BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung refere
 
 
 class RefereeFailed(Exception):
-    """The referee itself broke: our bug or the machine's fault, never a trial's. The message carries its stderr."""
+    """The referee itself broke: our bug or the machine's, with its stderr as the message."""
 
 
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
@@ -38,40 +38,47 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
         interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS) -> Trial | None:
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
-    folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below `witness_below` gets its
-    witness in the same call. A trial that did not have its machine ends BUSY, but for the last try of an experiment.
+    folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below
+    `witness_below` gets its witness in the same call. A trial that did not have its machine ends
+    BUSY, unless it is the last try of an experiment.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {"code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
-            "folder": str(folder), "device": default_device(), "cores": os.cpu_count(), "parent": os.getpid(),
-            "hidden": [str(path) for path in held_out(data.source)], "witness_below": witness_below,
-            "is_baseline": is_baseline, "last_try": last_try, "limits": asdict(limits)}
+    spec = {
+        "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
+        "folder": str(folder), "device": default_device(), "cores": os.cpu_count(),
+        "parent": os.getpid(), "hidden": [str(path) for path in held_out(data.source)],
+        "witness_below": witness_below, "is_baseline": is_baseline, "last_try": last_try,
+        "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
     errors = folder / "referee.log"
     with open(errors, "wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-                                   env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
+    deadline = time.monotonic() + longest_s(limits, budget_s)
     try:
         process.stdin.write((json.dumps(spec) + "\n").encode())
         process.stdin.close()
-        result = follow(process, time.monotonic() + longest_s(limits, budget_s), on_event, interrupted)
+        result = follow(process, deadline, on_event, interrupted)
     finally:
         end(process)
-    if result is None and interrupted():
+    if result is not None:
+        return Trial(**result | {"ending": Ending(result["ending"])})
+    if interrupted():
         return None
-    if result is None:
-        raise RefereeFailed(f"the referee ended with code {process.returncode}: "
-                            + one_line(errors.read_text(errors="replace")[-2000:], 2000))
-    return Trial(**result | {"ending": Ending(result["ending"])})
+    said = one_line(errors.read_text(errors="replace")[-2000:], 2000)
+    raise RefereeFailed(f"the referee ended with code {process.returncode}: {said}")
 
 
 def longest_s(limits: Limits, budget_s: float) -> float:
     """Of a trial and its witness, which may take longer to start."""
-    return (1 + WITNESS_FACTOR) * sum(asdict(limits).values()) + 3 * budget_s + START_SLACK_S + BACKSTOP_S
+    patience_s = (1 + WITNESS_FACTOR) * sum(asdict(limits).values())
+    return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
 
-def follow(process: subprocess.Popen, deadline: float, on_event: Callable, interrupted: Callable) -> dict | None:
+def follow(process: subprocess.Popen, deadline: float, on_event: Callable,
+           interrupted: Callable) -> dict | None:
     """Pass the referee's events on until its result; None when it ends without one, or must."""
     pending = b""
     with selectors.DefaultSelector() as selector:
@@ -104,32 +111,34 @@ def end(process: subprocess.Popen) -> None:
 
 
 def by_hand(path: Path) -> int:
-    """`python train.py`: a trial like any other, without a witness; prints its lines and a summary."""
+    """`python train.py`: a trial without a witness; prints its lines and a summary."""
     setting = os.environ.get
     try:
         data = open_data(setting("AUTORESEARCH_DATA") or default_data())
-        trial = run(path.read_text(encoding="utf-8"), data=data, seed=int(setting("AUTORESEARCH_SEED") or 0),
-                    budget_s=float(setting("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S),
-                    folder=ROOT / "runs" / "by-hand", witness_below=-math.inf, is_baseline=True, last_try=True,
-                    on_event=lambda kind, value: print(value, flush=True) if kind == "line" else None)
+        trial = run(
+            path.read_text(encoding="utf-8"), data=data, folder=ROOT / "runs" / "by-hand",
+            seed=int(setting("AUTORESEARCH_SEED") or 0), witness_below=-math.inf,
+            budget_s=float(setting("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S),
+            is_baseline=True, last_try=True, on_event=print_line)
     except (SetupError, RefereeFailed) as error:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
-    if trial.val_bpb is None:
-        print(f"crash: {trial.reason}", file=sys.stderr)
-        return 1
-    for name in ("val_bpb", "train_seconds", "total_seconds", "tokens_m", "params_m", "memory_gb", "seed", "budget",
-                 "device", "data", "sandbox", "note"):
-        value = getattr(trial, name)
-        print(f"{name}: {value:.6f}" if isinstance(value, float) else f"{name}: {value}")
-    return 0
+    for name, value in asdict(trial).items():
+        if name not in ("log", "phases"):
+            print(f"{name}: {value}")
+    return 1 if trial.val_bpb is None else 0
 
 
-# What is kept of a trial under runs/TAG -------------------------------------------------------------------------------
+def print_line(kind: str, value: object) -> None:
+    if kind == "line":
+        print(value, flush=True)
+
+
+# What is kept of a trial under runs/TAG -----------------------------------------------------
 
 
 def baseline_known(runs: Path) -> bool:
-    """Whether start-up and losses of this session's baseline are at hand; else it is measured once more first."""
+    """Whether what the session's baseline measured is there; if not, it is measured once more."""
     return baseline.read(runs) is not None
 
 

@@ -1,7 +1,8 @@
-"""The bytes between a trial and its referee: requests, answers, logits, and the file of what a model learnt.
+"""The bytes between a trial and its referee: requests, answers, logits, and a model's file.
 
-Both ends import this, so each fact of the wire is written once. It is copied beside prepare.py into a trial's folder
-and imports nothing of the project. In a trial's process nothing of it can be trusted: the referee checks what it reads.
+Both ends import this, so each fact of the wire is written once. It is copied beside prepare.py into
+a trial's folder and imports nothing of the project. In a trial's process nothing of it can be
+trusted: the referee checks what it reads.
 """
 
 import fcntl
@@ -15,23 +16,26 @@ from contextlib import suppress
 
 import numpy as np
 
-# A request is nine bytes, an operation and a count; answers come down the token pipe, tokens are int16.
-# PULL rows -> a float64, the fraction of the budget spent, and while that is below 1, rows of MAX_SEQ_LEN + 1 tokens.
-# FILE bytes, LOGITS dtype -> a float64, the number of rows to answer for next (0: done), and their MAX_SEQ_LEN inputs.
-# ROWS and PARAMS have no answer. The logits of ask i go to slot i % 2 of the shared logits: the referee scores one ask
-# while the trial computes the next.
+# A request is nine bytes, an operation and a count. Answers come down the token pipe: a float64, and
+# rows of int16 tokens.
+#   PULL rows                 -> the fraction of the budget spent; while below 1, rows of T + 1 tokens
+#   FILE bytes, LOGITS dtype  -> how many rows to answer for next (0: done), and their T inputs
+#   ROWS of a batch, PARAMS   -> nothing
+# The logits of ask i go to slot i % 2 of the shared memory, so that one ask is scored while the trial
+# computes the next.
 REQUEST = struct.Struct("<cQ")
 ANSWER = struct.Struct("<d")
 PULL, ROWS, PARAMS, FILE, LOGITS = b"p", b"r", b"n", b"f", b"l"
 LOGIT_DTYPES = ("float32", "bfloat16", "float16")  # LOGITS names one by its place here
-LOGIT_SLOT_BYTES = 1 << 29                         # address space; only what a batch fills becomes memory
-TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"              # JSON: what Link and prepare.py read
-# Have glibc keep what tensors free: to return megabytes and fetch them anew each time is 1/8 of a CPU step.
-KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+LOGIT_SLOT_BYTES = 1 << 29             # address space; only what a batch fills becomes memory
+TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"  # JSON: what Link and prepare.py read
+# Have glibc keep what tensors free: to return megabytes and fetch them anew is 1/8 of a CPU step.
+KEEP_FREED_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 DTYPE_NAMES = {  # safetensors' names of torch's types
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
 class Link:
@@ -45,7 +49,7 @@ class Link:
         self.logits = mmap.mmap(trial["logits_fd"], trial["logits_bytes"])
         self.file_fd: int = trial["file_fd"]
         self.file_bytes: int = trial["file_bytes"]  # of what the witness loads
-        self.started_at: float | None = None        # the local view of the referee's clock, for `progress` alone
+        self.started_at: float | None = None        # on a clock of its own, for `progress` alone
         self.pulled_rows: int | None = None         # asked for and not yet read
 
     def ask(self, operation: bytes, count: int) -> None:
@@ -61,7 +65,8 @@ class Link:
         return ANSWER.unpack(self.read(ANSWER.size))[0]
 
     def rows(self, n_rows: int, row_tokens: int) -> np.ndarray:
-        return np.frombuffer(self.read(2 * n_rows * row_tokens), dtype=np.int16).reshape(n_rows, row_tokens)
+        data = self.read(2 * n_rows * row_tokens)
+        return np.frombuffer(data, np.int16).reshape(n_rows, row_tokens)
 
     def pull(self, n_rows: int) -> None:
         self.ask(PULL, n_rows)
@@ -76,7 +81,7 @@ class Link:
 
 
 def sealable_memory(name: str, n_bytes: int) -> int:
-    """A descriptor of anonymous shared memory that can be sealed (Linux); pages become memory when they are written."""
+    """A descriptor of shared memory that can be sealed (Linux); only written pages take memory."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, n_bytes)
@@ -88,13 +93,13 @@ def sealable_memory(name: str, n_bytes: int) -> int:
 
 
 def seal(fd: int) -> None:
-    """Let nobody write to the memory any more (Linux). Raises OSError while it is mapped for writing anywhere."""
+    """Let nobody write to it any more (Linux). Raises OSError while it is mapped for writing."""
     if hasattr(fcntl, "F_ADD_SEALS"):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
 
 
 def mapped(fd: int, n_bytes: int) -> mmap.mmap:
-    """The memory, to read. Private: before Linux 6.7 sealed memory could not be mapped as shared, not even so."""
+    """The memory, to read. Private: Linux before 6.7 maps no sealed memory as shared, even so."""
     return mmap.mmap(fd, n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
@@ -104,20 +109,17 @@ def logits_memory(row_logits: int) -> tuple[int, int]:
     return sealable_memory("logits", n_bytes), n_bytes
 
 
-def page_lock(start, n_bytes: int) -> None:
-    """Have copies between this memory and the GPU run at the speed of the bus; where that is refused, they are slower.
-
-    start: tensor at its beginning.
-    """
+def page_lock(memory) -> None:
+    """Let copies between this tensor's memory and the GPU run at the bus's full speed, if possible."""
     import torch
 
     runtime = torch.cuda.cudart()
-    if runtime.cudaHostRegister(start.data_ptr(), n_bytes, 0) != runtime.cudaError.success:
+    if runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0) != runtime.cudaError.success:
         with suppress(RuntimeError):
-            torch.ones(1, device="cuda").add_(1)  # takes up the error, which the next call would raise otherwise
+            torch.ones(1, device="cuda").add_(1)  # takes up the error, else the next call raises it
 
 
-# The file of what a model learnt --------------------------------------------------------------------------------------
+# The file of what a model learnt ----------------------------------------------------------
 
 
 def dtype_name(dtype) -> str:
@@ -125,15 +127,16 @@ def dtype_name(dtype) -> str:
 
 
 def write_tensors(tensors: dict, settings: dict[str, str], fd: int) -> int:
-    """Write tensors in safetensors' layout; return the bytes. The memory is unmapped again, so it can be sealed."""
+    """Write tensors in safetensors' layout; return the bytes. It is unmapped then, to be sealed."""
     import torch
 
-    ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))  # keeps each one aligned
+    # Wide types first: each tensor is aligned.
+    ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
     header, end = {"__metadata__": settings}, 0
     for name, tensor in ordered:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[dtype_name(tensor.dtype)], "shape": list(tensor.shape),
-                        "data_offsets": [begin, end]}
+        kind = DTYPE_NAMES[dtype_name(tensor.dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with mmap.mmap(fd, 8 + len(text) + end) as memory:

@@ -20,8 +20,8 @@ from fakes import TRAIN
 
 from lab import child, ledger, machine, runner, sandbox, scoring, wire
 from lab.child import ContractBroken
-from lab.feeding import LATE_SLACK_S, Training
 from lab.ledger import Ending, Row, Status, Trial
+from lab.referee import LATE_SLACK_S, Training
 
 BODY = TRAIN[TRAIN.index("    torch.manual"):TRAIN.index("\n\nif __name__")]
 
@@ -61,7 +61,7 @@ def bits_per_byte_of_uniform(data, split="val"):
     return (lengths > 0).sum() * math.log2(data.vocab_size) / lengths.sum()
 
 
-# What is handed out and what is believed ------------------------------------------------------------------------------
+# What is handed out and what is believed --------------------------------------------------
 
 
 def test_the_score_is_computed_from_logits_no_print_is_believed_and_a_flood_of_them_is_bounded(run, corpus):
@@ -127,7 +127,7 @@ finish(Function(lambda x: table[x]))
     assert trial.val_bpb == pytest.approx(scoring.bits_per_byte(losses, lengths), rel=1e-6)
 
 
-# Crashes are values ---------------------------------------------------------------------------------------------------
+# Crashes are values -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "reason"), [
@@ -206,7 +206,7 @@ def test_a_pinned_seed_is_found_by_its_repeat():
     assert ledger.sigma([ledger.Experiment(0, (row, again))]) is None
 
 
-# The clock and the file -----------------------------------------------------------------------------------------------
+# The clock and the file -------------------------------------------------------------------
 
 
 def test_what_comes_late_is_a_foul_and_a_long_pause_between_two_pulls_buys_no_time(run):
@@ -281,7 +281,7 @@ def test_a_file_is_no_larger_than_what_was_written(claimed, foul):
         os.close(fd)
 
 
-# Answers --------------------------------------------------------------------------------------------------------------
+# Answers ----------------------------------------------------------------------------------
 
 
 class Scripted:
@@ -291,7 +291,7 @@ class Scripted:
         self.logits_fd, _ = wire.logits_memory(row_logits)
         self.types, self.late, self.n_asked = types, late, 0
 
-    def answer(self, n_rows: float, tokens: np.ndarray | None, deadline: float, why: str) -> None:
+    def answer(self, n_rows: float, tokens: np.ndarray, deadline: float, why: str) -> None:
         self.n_asked += n_rows > 0
 
     def request(self, deadline: float, why: str) -> tuple[bytes, int]:
@@ -306,20 +306,20 @@ class Scripted:
 def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, reason):
     scorer = scoring.Scorer(corpus, "val", "cpu")
     process = Scripted(corpus.max_seq_len * corpus.vocab_size, types, late)
-    asked = np.arange(len(scorer.rows)), scorer.rows[:, :-1], 8, 30.0, time.monotonic() + 60
+    asked = np.arange(len(scorer.rows)), scorer.rows[:, :-1], 8, 30.0, 60.0
     try:
         if reason:
             with pytest.raises(ContractBroken, match=reason) as error:
                 scorer.ask_all(process, *asked)
             assert error.value.ending is Ending.FOUL
         else:
-            answers = scorer.ask_all(process, *asked)
-            assert answers.losses == pytest.approx(math.log(corpus.vocab_size))
+            losses, dtype = scorer.ask_all(process, *asked)
+            assert losses == pytest.approx(math.log(corpus.vocab_size)) and dtype == "float32"
     finally:
         os.close(process.logits_fd)
 
 
-# The witness ----------------------------------------------------------------------------------------------------------
+# The witness ------------------------------------------------------------------------------
 
 
 def test_a_kept_model_can_be_loaded_and_buffers_that_grew_are_in_it(run, tmp_path):
@@ -377,7 +377,7 @@ finish(torch.nn.Embedding(VOCAB_SIZE, VOCAB_SIZE))
     assert "already over: UnboundLocalError" in trial.reason and "Traceback" in trial.log
 
 
-# Whether it had its machine -------------------------------------------------------------------------------------------
+# Whether it had its machine ---------------------------------------------------------------
 
 
 def test_a_machine_that_stood_still_is_busy():
