@@ -60,11 +60,9 @@ class Scorer:
 
     def ask_all(self, child: Child, order: np.ndarray, inputs: np.ndarray, wanted_rows: int,
                 first_s: float, limit_s: float) -> tuple[np.ndarray, str]:
-        """Ask for every row of `inputs` (N, T) once, in this order. Raises ContractBroken.
+        """(losses (N, T), type of the logits) of `inputs` (N, T), each row asked for in this order.
 
-        Returns losses, float32 (N, T), nats, and the type of the logits.
-        first_s: for each of the first answers; they are looked at again when all are known. A GPU
-        computes the next answer while this one is scored; a CPU's cores would be shared.
+        first_s: for each of the first answers. Raises ContractBroken.
         """
         import torch
 
@@ -89,7 +87,7 @@ class Scorer:
                 waits_s.append(time.monotonic() - sent_at)
                 kind = getattr(torch, dtype)
                 logits = slots[number % 2][: len(rows) * self.row_logits * kind.itemsize]
-                if self.on_gpu:
+                if self.on_gpu:  # it computes the next answer while this one is scored
                     sent_at = send(number + 1)
                     if number < 2:
                         page_lock(logits)
@@ -99,9 +97,7 @@ class Scorer:
                     sent_at = send(number + 1)
             del logits, slots
         child.answer(0.0, inputs[:0], deadline, LATE)
-        if max(waits_s) > (limit_s := slow_s(waits_s)):
-            raise ContractBroken(f"slow to answer: {max(waits_s):.1f} s, where {limit_s:.1f} s are "
-                                 "allowed: nothing may train there")
+        check_waits(waits_s)
         return losses, dtype
 
 
@@ -114,6 +110,14 @@ def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:
 def slow_s(waits_s: list[float]) -> float:
     """Seconds that an answer may take, by what the others took."""
     return max(SLOW_S, SLOW_MEDIANS * statistics.median(waits_s))
+
+
+def check_waits(waits_s: list[float]) -> None:
+    """Raise ContractBroken where an answer, one of the first maybe, took too long for the others."""
+    slowest_s, limit_s = max(waits_s), slow_s(waits_s)
+    if slowest_s > limit_s:
+        raise ContractBroken(f"slow to answer: {slowest_s:.1f} s, where {limit_s:.1f} s are allowed: "
+                             "nothing may train there")
 
 
 def answer_type(child: Child, deadline: float, before: str) -> str:

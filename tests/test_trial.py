@@ -68,8 +68,9 @@ def test_the_score_is_computed_from_logits_no_print_is_believed_and_a_flood_of_t
     events = []
     trial = run(with_body("""
 print("val_bpb: 0.000001")
-for batch in stream(4, MAX_SEQ_LEN):
+for _ in range(30):
     print("x" * 100000)
+list(stream(4, MAX_SEQ_LEN))
 finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
 """), split="test", budget_s=1.5, on_event=lambda kind, value: events.append((kind, value)))
     assert trial.reason == "" and trial.split == "test"
