@@ -1,13 +1,13 @@
-"""What train.py may call: constants, training tokens until the budget is spent, and the end of a trial.
+"""What train.py may call: constants, tokens until the budget is spent, the end of a trial.
 
     from prepare import VOCAB_SIZE, MAX_SEQ_LEN, SEED, device, stream, finish
 
     for batch in stream(batch_size, seq_len):   # batch.x, batch.y: int64 (B, T) on the device
-        ...                                     # may be over at once: a second process runs the same file
+        ...                                     # may be over at once: a witness runs the same file
     finish(model)
 
-An experiment never changes this file. It judges nothing: clock, targets and score belong to lab/referee.py, at the
-other end of the pipes. `python prepare.py` prepares a corpus, which is lab/corpus.py's work.
+An experiment never changes this file. It judges nothing: clock, targets and score belong to
+lab/referee.py, at the other end of the pipes. `python prepare.py` prepares a corpus, by lab/corpus.py.
 """
 
 import json
@@ -24,7 +24,6 @@ import numpy as np
 
 from lab.wire import (
     FILE,
-    HOLDS,
     LOGIT_DTYPES,
     LOGITS,
     PARAMS,
@@ -32,13 +31,14 @@ from lab.wire import (
     TRIAL_VARIABLE,
     Link,
     dtype_name,
-    keep_freed_memory,
     page_lock,
     read_tensors,
     write_tensors,
 )
 
 DEFAULT_BUDGET_S = 300.0
+CONSTANTS = ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,171 +49,159 @@ class Batch:
     progress: float    # fraction of the budget spent, in [0, 1)
 
 
-@cache
-def _link() -> Link:
-    """The one link of this process; a train.py that was started by hand gets a referee of its own."""
-    text = os.environ.get(TRIAL_VARIABLE)
-    if text:
-        return Link(json.loads(text), None)
-    from lab.runner import start_by_hand
-
-    return Link(*start_by_hand(default_device(), _constants()["SEED"]))
-
-
-def has_card() -> bool:
-    """Whether this machine shows an NVIDIA card; seen without the seconds that `import torch` takes."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists())  # dxg: Windows' Linux
-
-
 def default_device() -> str:
-    """cuda, mps or cpu: what AUTORESEARCH_DEVICE says, else the best that this machine shows."""
+    """cuda, mps or cpu: AUTORESEARCH_DEVICE, or the best here, without the seconds torch takes."""
     if forced := os.environ.get("AUTORESEARCH_DEVICE"):
         return forced
+    cards = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]  # dxg: WSL
+    if cards and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        return "cuda"
     mac = sys.platform == "darwin" and platform.machine() == "arm64"
-    return "cuda" if has_card() else "mps" if mac else "cpu"
+    return "mps" if mac else "cpu"
+
+
+@cache
+def _trial() -> dict:
+    """What the referee told this process; a train.py started by hand becomes a trial, and ends."""
+    if text := os.environ.get(TRIAL_VARIABLE):
+        return json.loads(text)
+    from lab import runner
+
+    raise SystemExit(runner.by_hand(Path(sys.argv[0])))
+
+
+@cache
+def _link() -> Link:
+    return Link(_trial())
 
 
 @cache
 def _constants() -> dict:
     import torch
 
-    keep_freed_memory()
-    if text := os.environ.get(TRIAL_VARIABLE):
-        trial = json.loads(text)
-        sizes, seed, device = (trial["vocab_size"], trial["max_seq_len"]), trial["seed"], trial["device"]
-    else:
-        from lab.corpus import SIZES, default_data, open_data
-
-        name = os.environ.get("AUTORESEARCH_DATA") or default_data()
-        sizes = SIZES.get(name) or (open_data(name).vocab_size, open_data(name).max_seq_len)
-        seed, device = int(os.environ.get("AUTORESEARCH_SEED", 0)), default_device()
-    if device == "cuda" and not torch.cuda.is_available():
+    trial = _trial()
+    if trial["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit("the GPU cannot be used: torch.cuda.is_available() is false in this process")
-    return {"VOCAB_SIZE": sizes[0], "MAX_SEQ_LEN": sizes[1], "SEED": seed, "device": torch.device(device)}
+    device = torch.device(trial["device"])
+    values = trial["vocab_size"], trial["max_seq_len"], trial["seed"], device
+    return dict(zip(CONSTANTS, values, strict=True))
 
 
 def __getattr__(name: str):
-    """VOCAB_SIZE, MAX_SEQ_LEN, SEED and device are looked up when train.py imports them: importing costs nothing."""
-    if name not in ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device"):
+    """The constants are looked up when train.py imports them: importing this file costs nothing.
+
+    Asked by the program that runs, they need a trial. A train.py that is only imported starts none.
+    """
+    if name not in CONSTANTS:
         raise AttributeError(f"module 'prepare' has no attribute {name!r}")
-    return _constants()[name]
+    asker = sys._getframe(1).f_globals.get("__name__")
+    if TRIAL_VARIABLE in os.environ or asker == "__main__":
+        return _constants()[name]
+    import torch
+
+    from lab.corpus import SIZES, default_data
+
+    values = *SIZES[default_data()], 0, torch.device(default_device())
+    return dict(zip(CONSTANTS, values, strict=True))[name]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training tokens
-# ---------------------------------------------------------------------------------------------------------------------
+# Training tokens --------------------------------------------------------------------------
 
 
 def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
-    """Training batches of shape (batch_size, seq_len) until the budget is spent; the first one starts the clock.
+    """Batches of (batch_size, seq_len) until the budget is spent; the first one starts the clock.
 
-    seq_len divides MAX_SEQ_LEN. The next rows are asked for before a batch is handed over, so no step waits for them.
+    seq_len divides MAX_SEQ_LEN. The next rows are asked for before a batch is handed over, so no
+    step waits for them. After a stream that was left early another one may follow.
     """
-    link, max_seq_len = _link(), _constants()["MAX_SEQ_LEN"]
+    import torch
+
+    _, max_seq_len, _, device = _constants().values()
+    link = _link()
     if batch_size < 1 or seq_len < 1 or max_seq_len % seq_len:
-        raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, batch_size be positive")
-    parts = max_seq_len // seq_len  # sequences a row; neighbours share one token, the last target of one
+        raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, "
+                         "batch_size be positive")
+    _end_pull(link)
+    parts = max_seq_len // seq_len  # of a row; neighbours share one token, the last target of one
     link.ask(ROWS, max(1, batch_size // parts))
     if link.is_witness:
         return
-    to_device = _stager(batch_size, seq_len)
     spare = np.empty((0, seq_len + 1), np.int16)
     link.pull(-(-batch_size // parts))
     while True:
         progress, rows = link.pulled(max_seq_len + 1)
         if progress >= 1:
             return
-        cut = np.lib.stride_tricks.sliding_window_view(rows, seq_len + 1, axis=1)[:, ::seq_len]  # (rows, parts, T + 1)
-        ready = np.concatenate([spare, cut.reshape(-1, seq_len + 1)])
-        batch, spare = ready[:batch_size], ready[batch_size:]
-        link.pull(-(-(batch_size - len(spare)) // parts) if len(spare) < batch_size else 0)
-        tokens = to_device(batch)
-        yield Batch(tokens[:, :-1].long().contiguous(), tokens[:, 1:].long().contiguous(), progress)
+        windows = np.lib.stride_tricks.sliding_window_view(rows, seq_len + 1, axis=1)
+        cut = windows[:, ::seq_len].reshape(-1, seq_len + 1)  # (rows * parts, T + 1)
+        ready = np.concatenate([spare, cut])
+        batch, spare = torch.from_numpy(ready[:batch_size]), ready[batch_size:]
+        link.pull(-(-max(0, batch_size - len(spare)) // parts))
+        if device.type == "cuda":
+            batch = batch.pin_memory()  # torch reuses it only after the copy out of it has ended
+        tokens = batch.to(device, non_blocking=True).long()
+        yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), progress)
 
 
-def _stager(batch_size: int, seq_len: int):
-    """A function that brings int16 (B, T + 1) to the device.
-
-    On CUDA through two pinned buffers in turn, each free again only when the copy out of it has ended: the copy of one
-    batch overlaps the computation of another, and a buffer is never rewritten under a pending copy.
-    """
-    import torch
-
-    device = _constants()["device"]
-    if device.type != "cuda":
-        return lambda batch: torch.from_numpy(batch.copy()).to(device)
-    slots = [(torch.empty(batch_size, seq_len + 1, dtype=torch.int16).pin_memory(), torch.cuda.Event()) for _ in "ab"]
-
-    def to_device(batch: np.ndarray) -> torch.Tensor:
-        slots.reverse()
-        pinned, copied = slots[0]
-        copied.synchronize()
-        pinned.copy_(torch.from_numpy(batch))
-        tokens = pinned.to(device, non_blocking=True)
-        copied.record()
-        return tokens
-
-    return to_device
+def _end_pull(link: Link) -> None:
+    """Read the rows that are still on their way where train.py left a stream early."""
+    if link.pulled_rows is not None:
+        link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The end of a trial
-# ---------------------------------------------------------------------------------------------------------------------
+# The end of a trial -----------------------------------------------------------------------
 
 
 def finish(model) -> None:
-    """Hand over what was learnt, then answer for every validation row; nothing trains after this call.
+    """Hand over what was learnt, then answer for every validation row; nothing trains afterwards.
 
-    model: nn.Module, model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE), whose parameters and buffers are all that it
-    learnt. They are written into the referee's memory before a validation row is seen. A witness, a second process that
-    runs the same file, loads them instead. Both answer eagerly, in the same shapes.
+    model: nn.Module, model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE), whose parameters and
+    buffers are all that it learnt. They are written into the referee's memory before a validation
+    row is seen. A witness, a second process that runs the same file, loads them instead. Both
+    answer eagerly, in the same shapes.
     """
     import torch
 
     link = _link()
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}: the witness loads its tensors")
-    if link.pulled_rows is not None:  # train.py left the loop before the stream ended
-        link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
+        raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}: "
+                        "the witness loads its tensors")
+    _end_pull(link)
     model.eval()
     link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
-    n_bytes = _load(model, link) if link.is_witness else write_tensors(_tensors(model), _settings(), link.file_fd)
-    link.ask(FILE, n_bytes)
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    if link.is_witness:
+        _load(model, link)
+        link.ask(FILE, link.file_bytes)
+    else:
+        link.ask(FILE, write_tensors(_tensors(model), _settings(), link.file_fd))
+    is_compiled = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
     with torch.no_grad(), eager:
         _answer(model, link)
-    if link.referee:
-        link.referee.wait()  # it prints the summary
 
 
 def _answer(model, link: Link) -> None:
     """Logits for every ask of the referee."""
     import torch
 
-    fixed = _constants()
-    shape = (fixed["MAX_SEQ_LEN"], fixed["VOCAB_SIZE"])
-    slots = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(2)
-    ask = 0
+    V, T, _, device = _constants().values()
+    slots, ask = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(2), 0
     while n_rows := int(link.answer()):
-        x = torch.from_numpy(link.rows(n_rows, shape[0]).astype(np.int64)).to(fixed["device"])
-        logits = model(x)
-        if tuple(logits.shape) != (n_rows, *shape):
-            raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, *shape)}")
+        logits = model(torch.from_numpy(link.rows(n_rows, T).astype(np.int64)).to(device))
+        if tuple(logits.shape) != (n_rows, T, V):
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, T, V)}")
         if (dtype := dtype_name(logits.dtype)) not in LOGIT_DTYPES:
-            raise ValueError(f"logits of type {dtype}, expected one of {', '.join(LOGIT_DTYPES)}")
-        slot = slots[ask % 2][: logits.numel() * logits.element_size()].view(logits.dtype)
-        if fixed["device"].type == "cuda" and ask < 2:
-            page_lock(slot, slot.numel() * slot.element_size())
-        slot.copy_(logits.reshape(-1))  # on CUDA this waits for the copy
-        if ask == 0:
-            link.ask(HOLDS, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model).values()))
+            raise ValueError(f"logits of type {dtype}, expected {' or '.join(LOGIT_DTYPES)}")
+        slot = slots[ask % 2][: logits.nbytes]
+        if device.type == "cuda" and ask < 2:
+            page_lock(slot)
+        slot.view(logits.dtype).copy_(logits.reshape(-1))  # on CUDA this waits for the copy
         link.ask(LOGITS, LOGIT_DTYPES.index(dtype))
         ask += 1
 
 
 def _tensors(model) -> dict:
-    """Parameters and buffers by name, the persistent and the others; without the compiler's prefix."""
+    """Parameters and all buffers by name, without the compiler's prefix."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
 
@@ -222,47 +210,37 @@ def _settings() -> dict[str, str]:
     """What changes a sum's last bit and is no tensor."""
     import torch
 
-    return {"matmul_precision": torch.get_float32_matmul_precision(), "threads": str(torch.get_num_threads()),
-            "default_dtype": dtype_name(torch.get_default_dtype())}
+    return {
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "threads": str(torch.get_num_threads()),
+        "default_dtype": dtype_name(torch.get_default_dtype())}
 
 
-def _load(model, link: Link) -> int:
-    """Load what the trial learnt into the model, and its settings into torch; return the file's bytes.
+def _load(model, link: Link) -> None:
+    """Load what the trial learnt into the model, and its settings into torch.
 
-    A tensor of another shape, or that the model does not have yet, takes its place: counts may grow in training.
+    A tensor may have grown since the model was built, or be new.
     """
     import torch
 
     tensors, settings = read_tensors(link.file_fd, link.file_bytes)
     known = _tensors(model)
     for name, value in tensors.items():
-        _put(model, known, name, value.to(_constants()["device"]))
+        old, value = known.get(name), value.to(_constants()["device"])
+        if old is None:
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path).register_buffer(last, value)
+        elif (old.shape, old.dtype) == (value.shape, value.dtype):
+            old.data.copy_(value)
+        else:
+            old.data = value
     torch.set_float32_matmul_precision(settings["matmul_precision"])
     torch.set_default_dtype(getattr(torch, settings["default_dtype"]))
     torch.set_num_threads(int(settings["threads"]))
-    return link.file_bytes
-
-
-def _put(model, known: dict, name: str, value) -> None:
-    old = known.get(name)
-    if old is not None and old.shape == value.shape and old.dtype == value.dtype:
-        old.data.copy_(value)
-        return
-    path, _, last = name.rpartition(".")
-    module = model.get_submodule(path)
-    if last in module._parameters:
-        module._parameters[last].data = value
-    else:
-        module.register_buffer(last, value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# By hand
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
-    """`python prepare.py --data builtin|climbmix|PATH`: prepare a corpus, and say what it holds."""
+    """`python prepare.py --data builtin|climbmix|PATH`: prepare a corpus, say what it holds."""
     from lab import corpus
 
     return corpus.main()

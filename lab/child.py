@@ -1,7 +1,9 @@
-"""One untrusted process: a fresh folder, the sandbox, its pipes; and nothing of it left afterwards.
+"""One untrusted process: a fresh folder, the sandbox, its pipes, a bounded log, and its end.
 
-Promises: whatever the process did, `child_of` returns with all its descendants dead. A trial and its witness start the
-same way but share neither folder, memory nor compile cache. It does not know what they are asked.
+Promises: the referee never blocks on the other side, and every wait ends at a deadline. What the
+process does wrong is a ContractBroken with the row's reason. After the `with` of `child_of` it and
+all its descendants are dead. A trial and its witness share neither folder, memory nor compile
+cache. It does not know what is asked, or why.
 """
 
 import contextlib
@@ -9,113 +11,267 @@ import fcntl
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from lab import baseline, sandbox
-from lab.channel import Channel, ContractBroken
+import numpy as np
+import psutil
+
+from lab import machine, sandbox
 from lab.corpus import Data
-from lab.wire import TRIAL_VARIABLE, logits_memory
+from lab.ledger import Ending
+from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_memory
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_PROCESSES = 512     # a fork bomb ends here; compile workers and loaders need a few dozen
+MAX_DISK_BYTES = 16e9   # that the disk may lose while a trial runs; its folder is on it
+LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the kernel picks a victim
+WATCH_EVERY_S = 1.0
+PAUSE_S = 3.0           # a turn this much longer than its time-out: the machine stood still
+DYING_S = 1.0           # for a process to end by itself, with its own error
 PIPE_BYTES = 1 << 20
+LOG_BYTES = 32 * 1024   # of a log's head, and of its tail
+TELL_EVERY_S, TELL_BYTES = 0.5, 4096  # what the display gets of the log
+CACHE_LIMITS = (20_000, 4 << 30, 12)  # files, bytes and depth of a compile cache
 
 
-@dataclass
+class ContractBroken(Exception):
+    """A process crashed, ran over or broke the contract; the message is the row's reason."""
+
+    def __init__(self, reason: str, ending: Ending = Ending.FOUL):
+        super().__init__(reason)
+        self.ending = ending
+
+
+class HungUp(ContractBroken):
+    """It ended, or closed its pipes, before it had answered."""
+
+    def __init__(self):
+        super().__init__("ended before it was scored", Ending.CRASHED)
+
+
+def tell(event: str, value: object) -> None:
+    """One JSON line to the runner."""
+    print(json.dumps({"event": event, "value": value}), flush=True)
+
+
 class Child:
-    """One untrusted process, and how it ended."""
+    """The referee's end of the pipes to one process, its supervision, and how it ended."""
 
-    channel: Channel
-    logits_fd: int
-    code: int = 0            # exit code, or -signal
-    peak_gb: float = 0.0
-    patience_s: float = 0.0  # for its own end; then it is killed
+    def __init__(self, process: subprocess.Popen, tokens_fd: int, events_fd: int, logits_fd: int,
+                 on_gpu: bool):
+        self.pid, self.outputs = process.pid, process.stdout
+        self.tokens_fd, self.events_fd, self.logits_fd = tokens_fd, events_fd, logits_fd
+        self.log_fd: int | None = self.outputs.fileno()
+        self.log, self.n_cut, self.untold, self.told_at = bytearray(), 0, b"", 0.0
+        self.requests = bytearray()
+        self.watched_at, self.free_at_start = time.monotonic(), shutil.disk_usage(ROOT).free
+        self.idle_gb = machine.card_used_gb() if on_gpu else None
+        self.broken: ContractBroken | None = None
+        self.ended_at = self.memory_gb = 0.0
+        self.note = ""  # GPU memory that it held on to
+        # Its end is noticed at once, though a daemon may hold its pipes open (Linux).
+        self.end_fd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        self.selector = selectors.DefaultSelector()
+        for fd in filter(None, (events_fd, self.log_fd, self.end_fd)):
+            self.selector.register(fd, selectors.EVENT_READ)
+        for fd in (events_fd, self.log_fd, tokens_fd):
+            os.set_blocking(fd, False)
+
+    def turn(self, deadline: float, why: str) -> list[int]:
+        """Wait for something to happen, until the deadline; the descriptors that are ready."""
+        began = time.monotonic()
+        if began >= deadline:
+            stood_still(deadline)
+            raise ContractBroken(why)
+        if began - self.watched_at > WATCH_EVERY_S:
+            tell("memory", watch(self.free_at_start))
+            self.watched_at = began = time.monotonic()
+        wait_s = min(deadline - began, WATCH_EVERY_S)
+        ready = [key.fd for key, _ in self.selector.select(wait_s)]
+        stood_still(began + wait_s)
+        if self.log_fd in ready:
+            self.read_log()
+        if time.monotonic() - self.told_at > TELL_EVERY_S:
+            self.tell_lines()
+        if self.end_fd in ready and self.events_fd not in ready:
+            raise HungUp
+        return ready
+
+    def read_log(self) -> None:
+        """Keep the head and the tail of what it prints, whatever the flood."""
+        data = os.read(self.log_fd, 1 << 16)
+        if not data:  # it closed its outputs; everything else about it is still watched
+            self.selector.unregister(self.log_fd)
+            self.log_fd = None
+        self.log += data
+        if len(self.log) > 4 * LOG_BYTES:
+            self.n_cut += len(self.log) - 2 * LOG_BYTES
+            del self.log[LOG_BYTES:-LOG_BYTES]
+        self.untold = (self.untold + data)[-TELL_BYTES:]
+
+    def log_text(self) -> str:
+        gap = b"\n[%d bytes cut]\n" % self.n_cut if self.n_cut else b""
+        return (self.log[:LOG_BYTES] + gap + self.log[LOG_BYTES:]).decode("utf-8", "replace")
+
+    def tell_lines(self) -> None:
+        """Tell the display the whole lines that were printed since the last time."""
+        lines, newline, rest = self.untold.rpartition(b"\n")
+        if newline:
+            tell("line", lines.decode("utf-8", "replace"))
+            self.untold, self.told_at = rest, time.monotonic()
+
+    def request(self, deadline: float, why: str) -> tuple[bytes, int]:
+        """The next request. Raises ContractBroken at the deadline, HungUp after its end."""
+        while len(self.requests) < REQUEST.size:
+            if self.events_fd in self.turn(deadline, why):
+                data = os.read(self.events_fd, REQUEST.size - len(self.requests))
+                if not data:
+                    raise HungUp
+                self.requests += data
+        operation, count = REQUEST.unpack(self.requests)
+        self.requests.clear()
+        return operation, count
+
+    def answer(self, value: float, tokens: np.ndarray, deadline: float, why: str) -> None:
+        data = memoryview(ANSWER.pack(value) + tokens.astype(np.int16).tobytes())
+        self.selector.register(self.tokens_fd, selectors.EVENT_WRITE)
+        try:
+            while data:
+                if self.tokens_fd in self.turn(deadline, why):
+                    data = data[os.write(self.tokens_fd, data):]
+        except BrokenPipeError:
+            raise HungUp from None
+        finally:
+            self.selector.unregister(self.tokens_fd)
+
+    def end(self, broken: ContractBroken | None, patience_s: float) -> None:
+        """Wait for its end, kill it when patience is over, sweep, read what it printed, close."""
+        self.ended_at, code = time.monotonic(), None
+        self.selector.unregister(self.events_fd)
+        if self.idle_gb is not None:
+            self.memory_gb = machine.card_used_gb() - self.idle_gb
+        while code is None:
+            ended, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > self.ended_at + patience_s:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ContractBroken):
+                self.turn(time.monotonic() + 0.02, "")
+        sandbox.sweep()
+        while self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
+            self.read_log()
+        self.untold += b"\n"
+        self.tell_lines()
+        self.broken = broken
+        if isinstance(broken, HungUp) or (broken and code > 0):  # it was late because it was dying
+            self.broken = ContractBroken(last_error(self.log_text(), code), Ending.CRASHED)
+        if self.idle_gb is None:
+            self.memory_gb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        else:
+            self.note = machine.wait_for_card(self.idle_gb)
+        self.selector.close()
+        self.outputs.close()
+        for fd in filter(None, (self.tokens_fd, self.events_fd, self.logits_fd, self.end_fd)):
+            os.close(fd)
+
+
+def last_error(log: str, code: int) -> str:
+    """Why a process ended by itself: the exception it named last, or its last line."""
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    lines = [line[:200] for line in log.splitlines() if line.strip()]
+    error = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b")
+    named = [line for line in lines if error.match(line)]
+    last = (named or lines)[-1] if lines and code else "ended before it was scored"
+    return f"{last} ({how})"
 
 
 @contextlib.contextmanager
-def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int, is_witness: bool) -> Iterator[Child]:
-    """Start train.py in a fresh folder, restricted; at the end nothing of it is left, in whatever way it ends."""
-    work = fresh_folder(Path(spec["folder"]), spec["code"], with_cache=not is_witness)
+def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Iterator[Child]:
+    """Start train.py in a fresh folder, restricted. What it does wrong ends the `with`: `broken`.
+
+    file_bytes: of the file that a witness loads; 0 for a trial, which writes it.
+    """
+    work = fresh_folder(Path(spec["folder"]), spec["code"], with_cache=not file_bytes)
+    cache, patience_s, broken = str(work / "cache"), 0.0, None
     tokens_read, tokens_write = os.pipe()
     events_read, events_write = os.pipe()
-    log_read, log_write = os.pipe()
-    with contextlib.suppress(AttributeError, PermissionError):  # Linux only, and the limit may be lower
+    with contextlib.suppress(AttributeError, PermissionError):  # Linux only, and it may be refused
         fcntl.fcntl(tokens_write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     logits_fd, logits_bytes = logits_memory(data.max_seq_len * data.vocab_size)
-    trial = {"budget": spec["budget"], "seed": spec["seed"], "device": spec["device"], "is_witness": is_witness,
-             "vocab_size": data.vocab_size, "max_seq_len": data.max_seq_len, "tokens_fd": tokens_read,
-             "events_fd": events_write, "logits_fd": logits_fd, "logits_bytes": logits_bytes, "file_fd": file_fd,
-             "file_bytes": file_bytes}
-    cache = str(work / "cache")
-    environment = sandbox.environment(str(work), cache) | {TRIAL_VARIABLE: json.dumps(trial)}
-    if is_witness:
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-    hidden = [str(path) for path in spec["hidden"]]
-    command = sandbox.command(str(work), cache, [sys.executable, "train.py"], hidden)
-    process = subprocess.Popen(command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=log_write,
-                               stderr=log_write, start_new_session=True,
-                               pass_fds=(tokens_read, events_write, logits_fd, file_fd))
-    for fd in (tokens_read, events_write, log_write):
-        os.close(fd)
-    child = Child(Channel(tokens_write, events_read, log_read), logits_fd)
-    child.channel.follow(process.pid)
+    trial = {
+        "budget": spec["budget"], "seed": spec["seed"], "device": spec["device"],
+        "vocab_size": data.vocab_size, "max_seq_len": data.max_seq_len, "tokens_fd": tokens_read,
+        "events_fd": events_write, "logits_fd": logits_fd, "logits_bytes": logits_bytes,
+        "file_fd": file_fd, "file_bytes": file_bytes}
+    environment = sandbox.environment(str(work), cache) | KEEP_FREED_MEMORY
+    environment |= {TRIAL_VARIABLE: json.dumps(trial)}
+    environment |= {"TORCHDYNAMO_DISABLE": "1"} if file_bytes else {}
+    command = sandbox.command(str(work), cache, [sys.executable, "train.py"], spec["hidden"])
+    process = subprocess.Popen(
+        command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+        pass_fds=(tokens_read, events_write, logits_fd, file_fd))
+    os.close(tokens_read)
+    os.close(events_write)
+    child = Child(process, tokens_write, events_read, logits_fd, spec["device"] == "cuda")
     try:
         yield child
+        patience_s = spec["limits"]["stop_s"]
+    except ContractBroken as error:
+        broken, patience_s = error, DYING_S
     finally:
-        child.code, child.peak_gb = collect(process.pid, child.channel, child.patience_s)
-        sandbox.sweep()
-        child.channel.drain()
-        child.channel.close()
-        os.close(logits_fd)
+        child.end(broken, patience_s)
 
 
 def fresh_folder(folder: Path, code: str, with_cache: bool) -> Path:
-    """An empty working folder: train.py, the fixed files, and a private copy of the baseline's compile cache.
+    """An empty working folder: train.py, the fixed files, a private copy of the compile cache.
 
-    The baseline was compiled before a model had any say, so nothing that a candidate wrote reaches another one.
+    That is the baseline's, compiled before a model had any say: no candidate wrote for another.
     """
     work = folder / "trial"
     remove(work)
     (work / "lab").mkdir(parents=True)
     (work / "train.py").write_bytes(code.encode("utf-8", "surrogateescape"))
-    shutil.copyfile(ROOT / "prepare.py", work / "prepare.py")
-    shutil.copyfile(ROOT / "lab" / "wire.py", work / "lab" / "wire.py")
-    if with_cache:
-        baseline.give_cache(folder, work)
+    for name in ("prepare.py", "lab/wire.py"):
+        shutil.copyfile(ROOT / name, work / name)
+    if with_cache and (folder / "cache").is_dir():
+        sandbox.copy_plain(folder / "cache", work / "cache", *CACHE_LIMITS)  # empty on failure
     (work / "cache").mkdir(exist_ok=True)
     return work
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder that a trial wrote: renamed files, locked folders and depth do not stop it."""
-    if folder.exists():
-        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+    """Delete a folder that a trial wrote: locked folders and depth do not stop it."""
+    subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
 
 
-def collect(pid: int, channel: Channel, patience_s: float) -> tuple[int, float]:
-    """Wait for a process's end, kill it when patience is over; (exit code or -signal, peak resident GB)."""
-    until = time.monotonic() + patience_s
-    while True:
-        ended, status, usage = os.wait4(pid, os.WNOHANG)
-        if ended:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit / 1e9
-        if time.monotonic() > until:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(ContractBroken):
-            channel.turn(time.monotonic() + 0.02, "")
+def stood_still(since: float) -> None:
+    """Raise ContractBroken when `since`, which this process should not pass, is long over."""
+    seconds = time.monotonic() - since
+    if seconds > PAUSE_S:
+        raise ContractBroken(f"the machine stood still for {seconds:.0f} s", Ending.BUSY)
 
 
-def last_error(log: str, code: int) -> str:
-    """Why a process ended by itself: the exception it named last, else its last line."""
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    lines = [line[:200] for line in log.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-    return f"{(named or lines)[-1]} ({how})" if lines and code else f"ended before it was scored ({how})"
+def watch(free_at_start: float) -> float:
+    """GB that the trial's processes hold, shared pages in each. Raises ContractBroken."""
+    pids, n_bytes = sandbox.descendants(os.getpid()), 0
+    if len(pids) > MAX_PROCESSES:
+        raise ContractBroken(f"too many processes ({len(pids)})")
+    if free_at_start - shutil.disk_usage(ROOT).free > MAX_DISK_BYTES:
+        raise ContractBroken(f"wrote more than {MAX_DISK_BYTES / 1e9:.0f} GB")
+    memory = psutil.virtual_memory()
+    if memory.available < LEAST_MEMORY * memory.total:
+        raise ContractBroken("out of memory", Ending.MEMORY)
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            n_bytes += psutil.Process(pid).memory_info().rss
+    return round(n_bytes / 1e9, 3)

@@ -32,7 +32,7 @@ from lab.ledger import Ending
 
 @dataclass(frozen=True)
 class Bounds:
-    """What honest models of any kind move by in a second process; constants of a kind of device, in nats."""
+    """What honest models of any kind move by in a second process, in nats."""
 
     last: float      # mean of (witness - trial) at the last true places
     differs: float   # from here on the loss of a token counts as another one
@@ -44,49 +44,51 @@ BOUNDS = {
     "cuda": Bounds(last=5e-4, differs=2e-2, share=1e-2),  # by reasoning, not yet measured on a card
     "mps": Bounds(last=5e-4, differs=2e-2, share=1e-2),
 }
-LAST_SHARE = 0.02    # of the last true places that may differ: there each leak shows, also one that does not pay
+LAST_SHARE = 0.02    # of the last true places may differ: there a leak shows that does not pay
 EVERYWHERE = 0.5     # share of earlier places: beyond it something that was learnt is missing
-WORSE = -0.05        # a trial's own worse places hide no better ones: a difference counts as no lower
+WORSE = -0.05        # a difference counts as no lower: a trial's worse places hide no better ones
 
 
 def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
-              dice: np.random.Generator) -> np.ndarray:
+              rng: np.random.Generator) -> np.ndarray:
     """One cut a row, int (N,), in 1..T-1: the input tokens from it on will be foreign.
 
     trial, baseline: losses (N, T); counts: bool (N, T), false for targets that weigh nothing in the score. Without a
     baseline all cuts are uniform.
     """
     n_rows, n_places = trial.shape
-    cuts = dice.integers(1, n_places, n_rows)
+    cuts = rng.integers(1, n_places, n_rows)
     if baseline is None:
         return cuts
-    # The target of place c - 1 is the first foreign token's true neighbour; the last place has no future to hide.
+    # Hidden from c on is the target of place c - 1; the last place has no future to hide.
     pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0)[:, :-1] ** 2
     row_pays = pays.sum(1)
     # Weighted draw without replacement, by exponential keys (Efraimidis and Spirakis 2006).
-    keys = dice.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
+    keys = rng.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
     chosen = np.argsort(keys)[: n_rows // 2]
     chosen = chosen[row_pays[chosen] > 0]
-    at = (np.cumsum(pays[chosen], 1) < (dice.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
+    at = (np.cumsum(pays[chosen], 1) < (rng.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
     cuts[chosen] = np.minimum(at, n_places - 2) + 1
     return cuts
 
 
-def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int, dice: np.random.Generator) -> np.ndarray:
-    """Inputs (N, T) of rows (N, T + 1), the end of another row behind each cut; the first foreign token differs."""
+def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int,
+              rng: np.random.Generator) -> np.ndarray:
+    """Inputs (N, T) of rows (N, T + 1): behind each cut the end of another row, never the same token."""
     inputs = rows[:, :-1].astype(np.int64)
-    strangers = rows[dice.permutation(len(rows)), :-1]
+    strangers = rows[rng.permutation(len(rows)), :-1]
     behind = np.arange(inputs.shape[1]) >= cuts[:, None]
     asked = np.where(behind, strangers, inputs)
     at = np.arange(len(rows)), cuts
     same = asked[at] == inputs[at]
-    shift = dice.integers(1, vocab_size, len(rows))
+    shift = rng.integers(1, vocab_size, len(rows))
     asked[at] = np.where(same, (asked[at] + shift) % vocab_size, asked[at])
     return asked
 
 
-def verdict(trial: np.ndarray, witness: np.ndarray, cuts: np.ndarray, device: str) -> tuple[Ending, str]:
-    """(SCORED, "") for an honest model, else how the trial ends and why; losses (N, T) of both."""
+def verdict(trial: np.ndarray, witness: np.ndarray, cuts: np.ndarray,
+            device: str) -> tuple[Ending, str]:
+    """(SCORED, "") for an honest model, or how the trial ends and why; losses (N, T) of both."""
     bounds = BOUNDS[device]
     moved = witness.astype(np.float64) - trial
     earlier = np.arange(trial.shape[1]) < (cuts - 1)[:, None]

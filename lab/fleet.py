@@ -1,7 +1,7 @@
 """Trials in flight: start one where a slot is free, wait for whichever ends first.
 
 Today one slot, this machine: a thread around runner.run. The loop is written for any number of
-slots, so several cards or a cluster change this file alone. Decides nothing; a trial that the
+slots, so several cards or a cluster change this file alone. It decides nothing. A trial that the
 user ended is `Stopped`, never a value.
 """
 
@@ -23,11 +23,12 @@ START_S = 1.0  # of training, to see whether a train.py still starts
 class Fleet:
     """The slots of this machine, and which candidate runs in which."""
 
-    def __init__(self, data: Data, on_event: Callable[[int, str, object], None], interrupted: Callable[[], bool]):
-        """on_event(slot, kind, value) hears what a trial's referee tells; it is called from the slot's thread."""
+    def __init__(self, data: Data, on_event: Callable[[int, str, object], None],
+                 interrupted: Callable[[], bool]):
+        """on_event(slot, kind, value) hears a trial's referee, from the slot's thread."""
         self.data, self.on_event, self.interrupted = data, on_event, interrupted
         self.free_slots = [0]
-        self.running: dict[Future[Trial | None], tuple[int, Candidate]] = {}
+        self.running: dict[Future[Trial], tuple[int, Candidate]] = {}
         self.clock_at: dict[int, float] = {}  # slot -> when the clock of its trial started
         self.threads = ThreadPoolExecutor(len(self.free_slots))
 
@@ -43,7 +44,7 @@ class Fleet:
         return slot
 
     def wait(self, patience_s: float) -> tuple[Candidate, Trial] | None:
-        """The trial that ended first; None while all run on. Raises Stopped where the user ended it."""
+        """The trial that ended first; None while all run on. Raises Stopped by the user."""
         ended, _ = futures.wait(self.running, patience_s, futures.FIRST_COMPLETED)
         if not ended:
             return None
@@ -51,22 +52,23 @@ class Fleet:
         slot, candidate = self.running.pop(future)
         self.free_slots.append(slot)
         self.clock_at.pop(slot, None)
-        return candidate, self._result(future.result())
+        return candidate, future.result()
 
     def starts(self, session: Session, candidate: Candidate) -> bool:
         """Whether a train.py starts on this machine now, seen in a slot that is free."""
-        budget_s, candidate = min(START_S, session.budget_s), replace(candidate, witness_below=-math.inf)
-        return not self._result(self._try(session, candidate, self.free_slots[-1], budget_s)).crashed
+        candidate, budget_s = replace(candidate, witness_below=-math.inf), min(START_S, session.budget_s)
+        return not self._try(session, candidate, self.free_slots[-1], budget_s).crashed
 
     def left_s(self, budget_s: float) -> float:
         """Seconds of training before the next slot is free, at most."""
-        return max(0.0, budget_s - max((time.monotonic() - at for at in self.clock_at.values()), default=0.0))
+        now = time.monotonic()
+        return max(0.0, budget_s + min(self.clock_at.values(), default=now) - now)
 
     def close(self) -> None:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
-    def _try(self, session: Session, candidate: Candidate, slot: int, budget_s: float) -> Trial | None:
-        """One trial, start to end; a referee that falls over is a fault of the machine until the incumbent starts."""
+    def _try(self, session: Session, candidate: Candidate, slot: int, budget_s: float) -> Trial:
+        """One trial; a referee that falls over is the machine's fault until the incumbent starts."""
 
         def hear(kind: str, value: object) -> None:
             if kind == "clock":
@@ -74,16 +76,16 @@ class Fleet:
             self.on_event(slot, kind, value)
 
         try:
-            return runner.run(candidate.proposal.code, data=self.data, seed=candidate.seed, budget_s=budget_s,
-                              folder=session.runs, split=candidate.step.split, witness_below=candidate.witness_below,
-                              is_baseline=candidate.is_baseline, last_try=candidate.last_try, on_event=hear,
-                              interrupted=self.interrupted)
-        except (runner.RefereeFailed, BrokenPipeError, FileNotFoundError) as error:  # the last: runs/ was deleted
+            trial = runner.run(
+                candidate.proposal.code, data=self.data, seed=candidate.seed, budget_s=budget_s,
+                folder=session.runs, split=candidate.step.split, on_event=hear,
+                is_baseline=candidate.is_baseline, witness_below=candidate.witness_below,
+                last_try=candidate.last_try, interrupted=self.interrupted)
+        except (runner.RefereeFailed, BrokenPipeError, FileNotFoundError) as error:  # runs/ is gone
             device = session.history[0].own.device if session.history else ""
-            return Trial(None, f"the referee failed: {error}", candidate.seed, candidate.step.split, budget_s, device,
-                         self.data.hash[:8], sandbox.level(), ending=Ending.MACHINE)
-
-    def _result(self, trial: Trial | None) -> Trial:
+            return Trial(
+                None, f"the referee failed: {error}", candidate.seed, candidate.step.split, budget_s,
+                device, self.data.hash[:8], sandbox.level(), ending=Ending.MACHINE)
         if trial is None:
             raise Stopped("stopped by you, the trial under way with it")
         return trial

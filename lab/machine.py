@@ -1,21 +1,23 @@
-"""Whether a trial had its machine: what it wanted of it and did not get, and a fixed piece of work before and after.
+"""Whether a trial had its machine: what it wanted and did not get, and a fixed piece of work.
 
-Promises: a trial gains nothing by faking this, for a busy verdict only means that it runs again. Other trials of the
-session and the trial's own processes do not count. Where the kernel tells nothing (macOS), no trial is called busy.
+Promises: a trial gains nothing by faking this, since a busy verdict only means that it runs again.
+Other trials of the session and the trial's own processes do not count. Where the kernel tells
+nothing (macOS), no trial is called busy.
 """
 
 import contextlib
-import json
+import glob
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from lab import sandbox
 
@@ -26,8 +28,8 @@ LEAST_BUDGET_S = 5.0   # a shorter trial says nothing about the machine
 PROBE_S = 0.2
 PROBES = 50            # of the session, the last ones
 PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
-HERTZ = os.sysconf("SC_CLK_TCK")
-MEMORY_BACK_S, LEFT_GB = 15.0, 0.5  # how long GPU memory may take to come back; what drivers and desktops move by
+MEMORY_BACK_S = 15.0   # how long GPU memory may take to come back
+LEFT_GB = 0.5          # of it: what drivers and desktops move by
 
 
 @dataclass(frozen=True)
@@ -45,35 +47,28 @@ def read(agent_pid: int) -> Reading | None:
     """The machine now; None where the kernel does not tell."""
     if sys.platform != "linux":
         return None
-    with open("/proc/stat", "rb") as file:
-        user, nice, system, _, _, irq, softirq, stolen = (int(n) / HERTZ for n in file.readline().split()[1:9])
-    family = [agent_pid, *sandbox.descendants(agent_pid)]
-    own = sum(_cpu_s(pid) for pid in family)
+    cores, own = psutil.cpu_times(), 0.0
+    for pid in (agent_pid, *sandbox.descendants(agent_pid)):
+        with contextlib.suppress(psutil.Error):
+            own += sum(psutil.Process(pid).cpu_times()[:4])  # with those of its ended children
+    busy = cores.user + cores.nice + cores.system + cores.irq + cores.softirq
     waited = sum(_waited_s(pid) for pid in sandbox.descendants(os.getpid()))
-    return Reading(time.monotonic(), user + nice + system + irq + softirq, stolen, own, waited)
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process and of its children that have ended."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return sum(int(n) for n in file.read().rpartition(b")")[2].split()[11:15]) / HERTZ
-    return 0.0
+    return Reading(time.monotonic(), busy, cores.steal, own, waited)
 
 
 def _waited_s(pid: int) -> float:
     total_ns = 0
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
-                total_ns += int(file.read().split()[1])
+    for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            total_ns += int(file.read().split()[1])
     return total_ns / 1e9
 
 
 def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> float:
     """What the trial wanted of its cores and did not get, of what it could have had.
 
-    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core harms nobody: the
-    smaller of the two counts, and all of what the host stole.
+    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core
+    harms nobody: the smaller of the two counts, and all of what the host stole.
     """
     if before is None or after is None:
         return 0.0
@@ -83,7 +78,7 @@ def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> f
     return (min(strangers, waited) + stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
 
 
-# A GPU, through NVIDIA's management library: none of it touches the card's own memory or needs torch.
+# A GPU, through NVIDIA's library: it takes no memory of the card and needs no torch -------
 
 
 @cache
@@ -104,19 +99,21 @@ def card_used_gb() -> float:
 
 
 def card_is_shared(agent_pid: int) -> bool:
-    """Whether strangers compute on the card now, or heat or hardware holds its clock down.
+    """Whether strangers compute on it now, or heat or hardware (not a power cap) slows it.
 
-    A power cap at full load is normal. In a container strangers are not seen, only what they use.
+    In a container strangers are not seen.
     """
     library, card = _card()
     own = {agent_pid, *sandbox.descendants(agent_pid)}
-    strangers = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)} - own
-    slowed = (library.nvmlClocksThrottleReasonHwSlowdown | library.nvmlClocksThrottleReasonSwThermalSlowdown)
-    return bool(strangers) or bool(library.nvmlDeviceGetCurrentClocksThrottleReasons(card) & slowed)
+    users = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)}
+    slowed = (library.nvmlClocksThrottleReasonHwSlowdown
+              | library.nvmlClocksThrottleReasonSwThermalSlowdown)
+    reasons = library.nvmlDeviceGetCurrentClocksThrottleReasons(card)
+    return bool(users - own) or bool(reasons & slowed)
 
 
 def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
-    """Wait until an ended trial's memory is free for the next one; a note for the row when it is not."""
+    """Wait until an ended trial's memory is free for the next; a note when it is not."""
     until = time.monotonic() + patience_s
     while (held_gb := card_used_gb() - idle_gb) > LEFT_GB and time.monotonic() < until:
         time.sleep(0.05)
@@ -125,13 +122,13 @@ def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
     return f"{held_gb:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end"
 
 
-# A fixed piece of work
+# A fixed piece of work --------------------------------------------------------------------
 
 
 def probe() -> float:
-    """Seconds that a fixed piece of work takes, a matrix product and a copy; the median over PROBE_S."""
-    dice = np.random.default_rng(0)
-    a, b = (dice.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
+    """Seconds that a matrix product and a copy take; the median over PROBE_S."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((PROBE_SIDE, PROBE_SIDE), np.float32) for _ in "ab")
     seconds, until = [], time.perf_counter() + PROBE_S
     while time.perf_counter() < until:
         began = time.perf_counter()
@@ -141,7 +138,7 @@ def probe() -> float:
 
 
 def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
-    """By how much a trial's probes lie above the session's median; 0 within its usual spread or with too few."""
+    """How far a trial's probes lie above the session's median; 0 within its usual spread."""
     if len(earlier) < 6:
         return 0.0
     usual = statistics.median(earlier)
@@ -150,25 +147,14 @@ def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
     return excess / usual if excess > max(SLOWER * usual, SPREADS * spread) else 0.0
 
 
-def verdict(lost: float, probes: Sequence[float], earlier: Sequence[float]) -> str:
-    """Why a trial did not have its machine, "" where it had."""
+def verdict(folder: Path, lost: float, probe_before: float) -> str:
+    """Why a trial that has just ended did not have its machine; "", and its probes are kept."""
     if lost > LOST:
         return f"other programs took {lost:.0%} of the machine"
+    probes, earlier, path = (probe_before, probe()), [], folder / "probes.txt"
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
+        earlier = [float(line) for line in path.read_text().splitlines()]
     if (by := slower(probes, earlier)) > 0:
         return f"the machine was {by:.0%} slower than in this session before"
+    path.write_text("\n".join(map(str, [*earlier, *probes][-PROBES:])))
     return ""
-
-
-def remember(folder: Path, probes: Iterable[float]) -> None:
-    with open(folder / "probes.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(list(probes)) + "\n")
-
-
-def earlier_probes(folder: Path) -> list[float]:
-    """The session's probes so far; what cannot be read counts for nothing."""
-    found: list[float] = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "probes.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                found += [float(value) for value in json.loads(line)]
-    return found[-PROBES:]

@@ -1,14 +1,23 @@
-"""The trusted process of a trial: feeds tokens, keeps the clock, scores logits, then starts the witness.
+"""The trusted process of a trial: feeds tokens, keeps the clock, scores, starts the witness.
 
-    python -m lab.referee           runs the trial that a JSON line on stdin describes; answers with JSON lines
-    python -m lab.referee --serve   serves the train.py that started us by hand; prints a summary
+    python -m lab.referee   runs the trial that a JSON line on stdin describes; answers with such lines
 
-Promises: training tokens flow only while the budget lasts; validation inputs only after the file of what was learnt is
-whole; targets and byte counts never. The metric is computed here, from logits, and nothing a trial prints is parsed.
-When this process ends, so has every process of the trial. It does not know what an experiment is and keeps nothing.
+Promises: training tokens flow only while the budget lasts, the first one starts the clock; validation
+inputs only after the file of what was learnt is whole; targets and byte counts never. The metric is
+computed here, from logits, and nothing a trial prints is parsed. When this process ends, so has
+every process of the trial. It does not know what an experiment is.
+
+How large may a file be? It is whole before the trial sees a validation row, so whatever it holds
+was learnt in time, and a larger one gives nobody a better number. What a module holds is untrusted
+code's own word, in the trial as in the witness, and a buffer of zeros makes it as large as one
+likes: no bound comes from there. Memory is the bound. The referee's copy, what the witness reads,
+the tensors made of it and its module are four times the file, so it may fill a quarter of what was
+free at the trial's start. Pages that nobody wrote do not count: nobody can claim a file that was
+not paid for with memory and time of the trial's own.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -17,258 +26,283 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from lab import baseline, exam, machine, sandbox
 from lab.baseline import Baseline
-from lab.channel import Channel, ContractBroken, HungUp, tell
-from lab.child import Child, child_of, last_error, remove
+from lab.child import CACHE_LIMITS, Child, ContractBroken, child_of, remove, stood_still, tell
 from lab.corpus import Data
-from lab.feeding import Facts, feed, seal_file
 from lab.ledger import Ending
-from lab.scoring import Answers, Scorer, ask_all, batches, bits_per_byte
-from lab.wire import FILE, HEADER_BYTES, PARAMS, ROWS, blocks, file_capacity, sealable_memory, sealed_copy
+from lab.scoring import Scorer, bits_per_byte
+from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory
 
 START_FACTOR, START_SLACK_S = 1.5, 10.0  # start-up that is free, by the baseline's own seconds
-MODULE_SHARE = 1.2                       # bytes of a file, of what its module holds, beside the header
-DYING_S = 1.0                            # that a process may take to end by itself, with its own error
-WITNESS_FACTOR = 3.0                     # how much longer than its trial a witness may take to start
+WITNESS_FACTOR = 3.0                     # how much longer than its trial a witness may start
+LATE_SHARE, LATE_MOST = 0.003, 0.02  # of the budget: how late a file may be, or by a median step
+LATE_SLACK_S = 0.25                  # what a scheduler may add; more where strangers take a part ...
+LEAST_OWN = 0.1                      # ... by 1 / the share that the trial had, at least this
+COPY_BYTES_A_S = 1e9                 # at which a file is written into untouched memory
+FILE_PART = 4                        # a file may fill a fourth of the free memory
+MAX_PULL_ROWS = 1 << 16
+CARD_EVERY_S = 1.0                   # how often a GPU is looked at
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds of patience; each ends the trial, and the reason in its row says which it was."""
+    """Seconds of patience; each ends the trial, and the row's reason says which it was."""
 
-    start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch is asked for
-    first_s: float = 30.0      # the first logits, whatever the medians say
-    score_s: float = 180.0     # to the last logits, beside the budget itself: a slow model trains slowly too
+    start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch
+    first_s: float = 30.0      # each of the first logits, whatever the medians say
+    score_s: float = 180.0     # to the last logits, beside the budget: slow models train slowly
     stop_s: float = 10.0       # from the last logits to the end of the process
 
 
 DEFAULT_LIMITS = Limits()
 
 
+class Training:
+    """One trial until its file is whole, and what was measured of it so far."""
+
+    def __init__(self, spec: dict, free_start_s: float):
+        """free_start_s: beyond so much start-up the clock runs."""
+        self.spec, self.budget_s, self.free_start_s = spec, spec["budget"], free_start_s
+        self.started_at = time.monotonic()
+        self.clock_at: float | None = None    # when the budget began
+        self.file_at: float | None = None     # when the file was whole
+        self.file_bytes = 0
+        self.tokens_m = self.params_m = 0.0
+        self.rows_an_ask = 1
+        self.lost = 0.0                       # share of the machine it wanted and did not get
+        self.note = ""
+        self.pulled_at: list[float] = []
+        self.card_lost: list[bool] = []       # by the second: others used it, or heat slowed it
+        self.at_clock: machine.Reading | None = None
+
+    def start_s(self) -> float:
+        return (self.clock_at or self.file_at or time.monotonic()) - self.started_at
+
+    def feed(self, child: Child, data: Data, file_fd: int, limit_s: float) -> None:
+        """Hand out tokens until the trial has written its file. Raises ContractBroken.
+
+        limit_s: of the start-up. Tokens that were hoarded gain nothing: see `check_file`.
+        """
+        rows, next_row, deadline = data.split("train"), 0, self.started_at + limit_s
+        why = f"asked for no data within {limit_s:.0f} s of its start"
+        while self.file_at is None:
+            operation, count = child.request(deadline, why)
+            now = time.monotonic()
+            if operation == PULL and count <= MAX_PULL_ROWS:
+                self.count_pull(now)
+                latest_s = LATE_MOST * self.budget_s + LATE_SLACK_S / LEAST_OWN
+                deadline = self.clock_at + self.budget_s + latest_s
+                why = "trained past its budget: its file was not whole in time"
+                spent = min(1.0, (now - self.clock_at) / self.budget_s)
+                numbers = range(next_row, next_row + (count if spent < 1 else 0))
+                taken = np.take(rows, numbers, axis=0, mode="wrap")
+                next_row = numbers.stop % len(rows)
+                stood_still(now)
+                child.answer(spent, taken, deadline, why)
+                self.tokens_m += len(taken) * data.max_seq_len / 1e6
+            elif operation == PARAMS and not self.params_m:
+                self.params_m = count / 1e3
+            elif operation == ROWS and 0 < count <= MAX_PULL_ROWS:
+                self.rows_an_ask = count
+            elif operation == FILE:
+                self.file_at, self.file_bytes = now, count
+            else:
+                raise ContractBroken(f"protocol: request {operation!r} {count} while training")
+        after = machine.read(self.spec["parent"])
+        self.lost = machine.lost_share(self.at_clock, after, self.spec["cores"])
+        if self.card_lost:
+            self.lost = sum(self.card_lost) / len(self.card_lost)
+        self.check_file(file_fd)
+
+    def count_pull(self, now: float) -> None:
+        """The first pull starts the budget, or the end of the free start-up does."""
+        if self.clock_at is None:
+            over_s = now - self.started_at - self.free_start_s
+            if over_s > 0:
+                took_s = now - self.started_at
+                self.note = f"start-up took {took_s:.0f} s: {over_s:.0f} s of it counted"
+            self.clock_at = now - max(0.0, over_s)
+            self.at_clock = machine.read(self.spec["parent"])
+            tell("clock", self.budget_s)
+        self.pulled_at.append(now)
+        is_due = now - self.clock_at >= CARD_EVERY_S * len(self.card_lost)
+        if self.spec["device"] == "cuda" and is_due:
+            self.card_lost.append(machine.card_is_shared(self.spec["parent"]))
+
+    def late_s(self) -> float:
+        """How long after the budget the file may be whole: a step, its bytes, and a slack."""
+        step_s = float(np.median(np.diff(self.pulled_at))) if len(self.pulled_at) > 1 else 0.0
+        own_s = max(step_s, LATE_SHARE * self.budget_s) + self.file_bytes / COPY_BYTES_A_S
+        slack_s = LATE_SLACK_S / max(LEAST_OWN, 1 - self.lost)
+        return min(own_s, LATE_MOST * self.budget_s) + slack_s
+
+    def check_file(self, file_fd: int) -> None:
+        """Seal the file. Raises ContractBroken where it is late, too large or held open."""
+        late_s = self.file_at - self.clock_at - self.budget_s if self.clock_at else 0.0
+        if late_s > self.late_s():
+            raise ContractBroken(f"trained past its budget: its file came {late_s:.2f} s after it, "
+                                 f"{self.late_s():.2f} are allowed")
+        try:
+            seal(file_fd)
+        except OSError:
+            why = "kept its file open for writing after it had said that it was whole"
+            raise ContractBroken(why) from None
+        facts = os.fstat(file_fd)
+        written = facts.st_blocks * 512 if hasattr(os, "memfd_create") else facts.st_size
+        if not 0 < self.file_bytes <= written:
+            raise ContractBroken(f"its file of {self.file_bytes} bytes is larger than the "
+                                 f"{written} that it wrote")
+
 
 @dataclass(frozen=True)
 class Measured:
     """A trial that has ended and is swept."""
 
-    facts: Facts
-    answers: Answers | None
-    broken: ContractBroken | None
-    log: str
+    training: Training
+    child: Child
+    losses: np.ndarray | None  # float32 (N, T), nats; None where the contract is broken
+    dtype: str                 # of its logits
+
+
+def run(spec: dict) -> dict:
+    """One trial, its witness where the number would count; the fields of a ledger.Trial."""
+    folder, data = Path(spec["folder"]), Data.load(Path(spec["data"]))
+    probe_s = machine.probe() if spec["budget"] >= machine.LEAST_BUDGET_S else None
+    known = baseline.read(folder)
+    file_fd = sealable_memory("model", psutil.virtual_memory().available // FILE_PART)
+    trial = measure(spec, data, known, file_fd)
+    broken, log, val_bpb, witnessed = trial.child.broken, trial.child.log_text(), None, False
+    notes = [trial.training.note, trial.child.note]
+    busy = ""
+    if probe_s and not broken:
+        busy = machine.verdict(folder, trial.training.lost, probe_s)
+    if busy and spec["last_try"]:
+        notes.append(busy)
+    elif busy:
+        broken = ContractBroken(busy, Ending.BUSY)
+    if not broken:
+        cache = folder / "cache"  # which every later trial starts from
+        if spec["is_baseline"] and not cache.exists():
+            notes.append(sandbox.copy_plain(folder / "trial" / "cache", cache, *CACHE_LIMITS))
+        rows = data.split(spec["split"])[: data.eval_rows[spec["split"]]]
+        n_bytes = data.token_bytes()[rows[:, 1:].astype(np.int64)]
+        val_bpb = bits_per_byte(trial.losses, n_bytes)
+        if val_bpb < spec["witness_below"]:
+            broken, printed = ask_witness(spec, data, known, file_fd, trial, n_bytes > 0)
+            witnessed, log = broken is None, log + printed
+    remove(folder / "trial")
+    return fields_of(spec, data, trial) | {
+        "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": log,
+        "ending": broken.ending if broken else Ending.SCORED, "witnessed": witnessed,
+        "note": "; ".join(filter(None, notes))}
 
 
 def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Measured:
-    """Train, write the file, score, end."""
-    facts, answers, broken = Facts(time.monotonic()), None, None
-    idle_gb = machine.card_used_gb() if spec["device"] == "cuda" else 0.0
-    with child_of(spec, data, file_fd, 0, is_witness=False) as child:
+    """Train, write the file, score, end; whatever the trial does wrong is a value."""
+    limits, losses, dtype = Limits(**spec["limits"]), None, ""
+    is_free = known is None or spec["is_baseline"]
+    free_s = math.inf if is_free else START_FACTOR * known.start_s + START_SLACK_S
+    training = Training(spec, free_s)
+    with child_of(spec, data, file_fd) as child:
         tell("start", None)
-        try:
-            answers = train_and_score(child, spec, data, known, file_fd, facts)
-        except ContractBroken as error:
-            broken, child.patience_s = error, DYING_S
-        facts.ended_at = time.monotonic()
-        facts.memory_gb = machine.card_used_gb() - idle_gb if spec["device"] == "cuda" else 0.0
-    facts.memory_gb = facts.memory_gb or child.peak_gb
-    if spec["device"] == "cuda" and (note := machine.wait_for_card(idle_gb)):
-        facts.notes.append(note)
-    log = child.channel.log.text()
-    if isinstance(broken, HungUp) or (broken and child.code > 0):  # it was late because it was dying of an error
-        broken = ContractBroken(last_error(log, child.code), Ending.CRASHED)
-    return Measured(facts, answers, broken, log)
-
-
-def train_and_score(child: Child, spec: dict, data: Data, known: Baseline | None, file_fd: int,
-                    facts: Facts) -> Answers:
-    """One trial from its first request to its last logits. Raises ContractBroken."""
-    limits = Limits(**spec["limits"])
-    free_start_s = float("inf") if known is None or spec["is_baseline"] else (
-        START_FACTOR * known.start_s + START_SLACK_S)
-    scorer = Scorer(data, spec["split"], spec["device"], spec.get("threads"))  # imports torch while the trial does
-    feed(child.channel, data, spec, (limits.start_s, free_start_s), facts)
-    seal_file(file_fd)
-    tell("score", None)
-    answers = score(child, scorer, limits, spec["budget"], facts.rows_an_ask, np.arange(len(scorer.rows)),
-                    scorer.rows[:, :-1])
-    child.patience_s = limits.stop_s
-    if facts.file_bytes > MODULE_SHARE * answers.holds_bytes + HEADER_BYTES:
-        raise ContractBroken(f"its file of {facts.file_bytes} bytes holds more than its module, {answers.holds_bytes}")
-    return answers
-
-
-def score(child: Child, scorer: Scorer, limits: Limits, budget_s: float, wanted_rows: int, order: np.ndarray,
-          inputs: np.ndarray) -> Answers:
-    rows_an_ask = scorer.rows_an_ask(wanted_rows, os.fstat(child.logits_fd).st_size)
-    deadline = time.monotonic() + limits.score_s + budget_s
-    return ask_all(child.channel, scorer, batches(order, rows_an_ask), inputs, child.logits_fd, limits.first_s,
-                   deadline)
-
-
-def had_its_machine(spec: dict, folder: Path, probe_before: list[float], facts: Facts) -> str:
-    """Why a trial did not have its machine, "" where it had or was too short to tell."""
-    if not probe_before:
-        return ""
-    probes = [*probe_before, machine.probe()]
-    why = machine.verdict(facts.lost, probes, machine.earlier_probes(folder))
-    if not why:
-        machine.remember(folder, probes)
-    return why
+        scorer = Scorer(data, spec["split"], spec["device"])  # imports torch beside the trial
+        training.feed(child, data, file_fd, limits.start_s)
+        tell("score", None)
+        losses, dtype = scorer.ask_all(
+            child, np.arange(len(scorer.rows)), scorer.rows[:, :-1], training.rows_an_ask,
+            limits.first_s, limits.score_s + spec["budget"])
+    return Measured(training, child, losses, dtype)
 
 
 def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, trial: Measured,
                 counts: np.ndarray) -> tuple[ContractBroken | None, str]:
-    """(what the witness proves against the trial, or None; what it printed). The trial has ended and is swept.
+    """(what the witness proves against a trial that has ended, or None; what it printed).
 
-    counts: bool (N, T), false for targets that weigh nothing in the score.
+    counts: bool (N, T), false for targets that weigh nothing in the score. A good model is kept.
     """
     tell("witness", None)
-    dice = np.random.default_rng()  # from the system's entropy: nobody could know it while the trial ran
-    rows, losses = data.split(spec["split"])[: len(counts)], trial.answers.losses
-    cuts = exam.draw_cuts(losses, baseline_losses(spec, known, losses), counts, dice)
-    inputs = exam.questions(rows, cuts, data.vocab_size, dice)
-    facts = Facts(time.monotonic())
-    limits = Limits(**spec["limits"])
-    scorer = Scorer(data, spec["split"], spec["device"], spec.get("threads"))
-    answers, broken = None, None
-    copy_fd = sealed_copy(file_fd, trial.facts.file_bytes)
-    with child_of(spec, data, copy_fd, trial.facts.file_bytes, is_witness=True) as child:
-        try:
-            limit_s = WITNESS_FACTOR * trial.facts.start_s() + START_SLACK_S
-            load(child.channel, limit_s, trial.facts, facts)
-            answers = score(child, scorer, limits, spec["budget"], trial.facts.rows_an_ask, dice.permutation(len(rows)),
-                            inputs)
-            child.patience_s = limits.stop_s
-        except ContractBroken as error:
-            broken, child.patience_s = error, DYING_S
-    os.close(copy_fd)
-    log = child.channel.log.text()
-    if broken is not None:
-        why = last_error(log, child.code) if isinstance(broken, HungUp) or child.code > 0 else str(broken)
-        return ContractBroken(f"its train.py does not run with a stream that is already over: {why}",
-                              Ending.UNREPEATABLE), f"\n[the witness printed:]\n{log}"
-    if answers.dtype != trial.answers.dtype:
-        return ContractBroken("its logits have another type in a second process", Ending.FOUL), ""
-    ending, why = exam.verdict(losses, answers.losses, cuts, spec["device"])
-    return (None if ending is Ending.SCORED else ContractBroken(why, ending)), ""
+    rng = np.random.default_rng()  # by the system's entropy: no trial could know it
+    limits, training, losses = Limits(**spec["limits"]), trial.training, trial.losses
+    fits = known and spec["split"] == "val" and known.losses.shape == losses.shape
+    cuts = exam.draw_cuts(losses, known.losses if fits else None, counts, rng)
+    scorer = Scorer(data, spec["split"], spec["device"])
+    inputs = exam.questions(scorer.rows, cuts, data.vocab_size, rng)
+    copy_fd = sealed_copy(file_fd, training.file_bytes)
+    with child_of(spec, data, copy_fd, training.file_bytes) as child:
+        wait_for_load(child, WITNESS_FACTOR * training.start_s() + START_SLACK_S)
+        witnessed, dtype = scorer.ask_all(
+            child, rng.permutation(len(losses)), inputs, training.rows_an_ask, limits.first_s,
+            limits.score_s + spec["budget"])
+    if broken := child.broken:
+        why = f"its train.py does not run with a stream that is already over: {broken}"
+        is_busy = broken.ending is Ending.BUSY
+        return (broken if is_busy else ContractBroken(why, Ending.UNREPEATABLE),
+                f"\n[the witness printed:]\n{child.log_text()}")
+    if dtype != trial.dtype:
+        return ContractBroken("its logits have another type in a second process"), ""
+    ending, why = exam.verdict(losses, witnessed, cuts, spec["device"])
+    if ending is not Ending.SCORED:
+        return ContractBroken(why, ending), ""
+    keep(spec, copy_fd, trial)
+    return None, ""
 
 
-def baseline_losses(spec: dict, known: Baseline | None, losses: np.ndarray) -> np.ndarray | None:
-    """The baseline's losses where they are of the same rows: it was scored on the validation split."""
-    if known is None or known.losses is None or spec["split"] != "val" or known.losses.shape != losses.shape:
-        return None
-    return known.losses
+def sealed_copy(file_fd: int, n_bytes: int) -> int:
+    """The same bytes in a new file, in place of the old one.
+
+    Position, locks and holes of the old one are words that a trial could leave.
+    """
+    copy_fd = sealable_memory("copy", n_bytes)
+    with mapped(file_fd, n_bytes) as content, open(copy_fd, "wb", closefd=False) as target:
+        target.write(content)
+    os.lseek(copy_fd, 0, os.SEEK_SET)
+    seal(copy_fd)
+    os.close(file_fd)
+    return copy_fd
 
 
-def load(channel: Channel, limit_s: float, trial: Facts, facts: Facts) -> None:
+def wait_for_load(child: Child, limit_s: float) -> None:
     """Wait until the witness has loaded the file. Raises ContractBroken."""
-    deadline = facts.started_at + limit_s
-    while True:
-        operation, count = channel.request(deadline, f"it did not load its weights within {limit_s:.0f} s")
-        if operation == FILE:
-            return
-        if operation not in (PARAMS, ROWS):
+    deadline, operation = time.monotonic() + limit_s, PARAMS
+    why = f"it did not load its weights within {limit_s:.0f} s"
+    while operation != FILE:
+        operation, count = child.request(deadline, why)
+        if operation not in (PARAMS, ROWS, FILE):
             raise ContractBroken(f"protocol: request {operation!r} {count} of a witness")
 
 
-def run(spec: dict) -> dict:
-    """Run one trial, and its witness where the number would count; return the fields of a ledger.Trial."""
-    folder, data = Path(spec["folder"]), Data.load(Path(spec["data"]))
-    known, file_fd = baseline.read(folder), sealable_memory("model", file_capacity())
-    probes = [machine.probe()] if spec["budget"] >= machine.LEAST_BUDGET_S else []
-    trial = measure(spec, data, known, file_fd)
-    broken, val_bpb, witnessed, log = trial.broken, None, False, trial.log
-    if broken is None:
-        broken = busy(spec, folder, probes, trial.facts)
-    if broken is None:
-        if spec["is_baseline"]:
-            baseline.keep_cache(folder)
-        n_bytes = data.token_bytes()[data.split(spec["split"])[: data.eval_rows[spec["split"]], 1:].astype(np.int64)]
-        val_bpb = bits_per_byte(trial.answers.losses, n_bytes)
-        if val_bpb < spec["witness_below"]:
-            broken, printed = ask_witness(spec, data, known, file_fd, trial, n_bytes > 0)
-            witnessed, log = broken is None, log + printed
-    if witnessed:
-        keep(spec, folder, file_fd, trial)
-    remove(folder / "trial")
-    return fields_of(spec, data, trial.facts) | {
-        "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "witnessed": witnessed, "log": log,
-        "ending": broken.ending if broken else Ending.SCORED}
-
-
-def busy(spec: dict, folder: Path, probes: list[float], facts: Facts) -> ContractBroken | None:
-    """The verdict on a trial that did not have its machine; the last try of an experiment counts with a note."""
-    why = had_its_machine(spec, folder, probes, facts)
-    if why and not spec["last_try"]:
-        return ContractBroken(why, Ending.BUSY)
-    if why:
-        facts.notes.append(why)
-    return None
-
-
-def keep(spec: dict, folder: Path, file_fd: int, trial: Measured) -> None:
-    """Leave the model's file to the agent, which keeps it where the experiment is kept."""
-    with open(folder / "candidate.safetensors", "wb") as target:
-        for block in blocks(file_fd, trial.facts.file_bytes):
-            target.write(block)
+def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
+    """Leave the model's file, and a baseline's losses, in the session's folder."""
+    folder = Path(spec["folder"])
+    with mapped(copy_fd, trial.training.file_bytes) as content:
+        (folder / "candidate.safetensors").write_bytes(content)
     if spec["is_baseline"]:
-        baseline.write(folder, trial.facts.start_s(), trial.facts.file_bytes, trial.answers.losses)
+        baseline.write(folder, trial.training.start_s(), trial.losses)
 
 
-def fields_of(spec: dict, data: Data, facts: Facts) -> dict:
+def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
     """The fields of a ledger.Trial that were measured."""
-    now, started = time.monotonic(), facts.started_at
-    clock = facts.clock_at or facts.file_at or facts.ended_at
-    whole = facts.file_at or facts.ended_at
-    moments = [started, clock, whole, facts.ended_at, now]
-    parts = ("start", "train", "score", "witness")
-    phases = {part: round(b - a, 3) for part, a, b in zip(parts, moments[:-1], moments[1:], strict=True)}
-    return {"seed": spec["seed"], "split": spec["split"], "budget": spec["budget"], "data": data.hash[:8],
-            "sandbox": sandbox.level(), "device": device_name(spec["device"]), "tokens_m": facts.tokens_m,
-            "params_m": facts.params_m, "memory_gb": facts.memory_gb, "train_seconds": phases["train"],
-            "total_seconds": now - started, "phases": phases, "note": "; ".join(facts.notes)}
-
-
-def device_name(device: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else f"{device} x{os.cpu_count()}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Entry points
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def serve(spec: dict) -> None:
-    """Referee for the process that started us; what it prints goes to its own terminal, so there is no log."""
-    data = Data.load(Path(spec["data"]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for train.py; its end is ours
-    channel = Channel(spec["tokens_fd"], spec["events_fd"], None)
-    facts, limits = Facts(time.monotonic()), Limits()
-    scorer = Scorer(data, spec["split"], spec["device"], None)
-    try:
-        feed(channel, data, spec, (limits.start_s, float("inf")), facts)
-        seal_file(spec["file_fd"])
-        child = Child(channel, spec["logits_fd"])
-        answers = score(child, scorer, limits, spec["budget"], facts.rows_an_ask, np.arange(len(scorer.rows)),
-                        scorer.rows[:, :-1])
-    except ContractBroken as error:
-        print(f"crash: {error}", file=sys.stderr)
-        return
-    facts.ended_at = time.monotonic()
-    n_bytes = data.token_bytes()[scorer.rows[:, 1:].astype(np.int64)]
-    print(f"val_bpb: {bits_per_byte(answers.losses, n_bytes):.6f}")
-    trial = fields_of(spec, data, facts)
-    for name in ("train_seconds", "total_seconds", "tokens_m", "params_m", "seed", "budget", "device", "data"):
-        value = trial[name]
-        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    training, ended_at, now = trial.training, trial.child.ended_at, time.monotonic()
+    clock_at = training.clock_at or training.file_at or ended_at
+    file_at = training.file_at or ended_at
+    phases = {"start": clock_at - training.started_at, "train": file_at - clock_at,
+              "score": ended_at - file_at, "witness": now - ended_at}
+    name = f"{spec['device']} x{os.cpu_count()}"
+    return {
+        "seed": spec["seed"], "split": spec["split"], "budget": spec["budget"],
+        "device": torch.cuda.get_device_name() if spec["device"] == "cuda" else name,
+        "data": data.hash[:8], "sandbox": sandbox.level(), "tokens_m": training.tokens_m,
+        "params_m": training.params_m, "memory_gb": trial.child.memory_gb,
+        "train_seconds": phases["train"], "total_seconds": now - training.started_at,
+        "phases": {part: round(seconds, 3) for part, seconds in phases.items()}}
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--serve"]:
-        serve(json.loads(sys.argv[2]))
-        return
     spec = json.loads(sys.stdin.readline())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent decides what a Ctrl-C means

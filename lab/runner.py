@@ -1,8 +1,8 @@
-"""One trial on this machine: a referee of its own, its result as a value.
+"""One trial on this machine: a referee of its own, its result as a value, what is kept of it.
 
-Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when it returns, no
-process of the trial is left; a crash is a Trial whose val_bpb is None. It decides nothing about keeping, and never
-reads a number from what a trial printed.
+Promises: `run` returns within the referee's deadlines plus a little, whatever the trial does; when
+it returns, no process of the trial is left; a crash is a Trial whose val_bpb is None. It decides
+nothing about keeping, and never reads a number from what a trial printed.
 """
 
 import json
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from lab import baseline, sandbox
 from lab.corpus import Data, default_data, held_out, open_data
-from lab.ledger import Ending, Trial, one_line
+from lab.ledger import Ending, SetupError, Trial, one_line
 from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, Limits
-from lab.wire import file_capacity, logits_memory, sealable_memory
+from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung refere
 
 
 class RefereeFailed(Exception):
-    """The referee itself broke: our bug or the machine's fault, never a trial's. The message carries its stderr."""
+    """The referee itself broke: our bug or the machine's, with its stderr as the message."""
 
 
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
@@ -38,49 +38,53 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
         interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS) -> Trial | None:
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
-    folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below `witness_below` gets its
-    witness in the same call. A trial that did not have its machine ends BUSY, but for the last try of an experiment.
+    folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below
+    `witness_below` gets its witness in the same call. A trial that did not have its machine ends
+    BUSY, unless it is the last try of an experiment.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {"code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
-            "folder": str(folder), "device": default_device(), "cores": os.cpu_count(), "parent": os.getpid(),
-            "hidden": [str(path) for path in held_out(data.source)], "witness_below": witness_below,
-            "is_baseline": is_baseline, "last_try": last_try, "limits": asdict(limits)}
+    spec = {
+        "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
+        "folder": str(folder), "device": default_device(), "cores": os.cpu_count(),
+        "parent": os.getpid(), "hidden": [str(path) for path in held_out(data.source)],
+        "witness_below": witness_below, "is_baseline": is_baseline, "last_try": last_try,
+        "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
     errors = folder / "referee.log"
     with open(errors, "wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-                                   env=os.environ | sandbox.THREADS)
-    process.stdin.write((json.dumps(spec) + "\n").encode())
-    process.stdin.close()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
+    deadline = time.monotonic() + longest_s(limits, budget_s)
     try:
-        result = follow(process, time.monotonic() + longest_s(limits, budget_s), on_event, interrupted)
+        process.stdin.write((json.dumps(spec) + "\n").encode())
+        process.stdin.close()
+        result = follow(process, deadline, on_event, interrupted)
     finally:
         end(process)
-    if result is None and interrupted():
+    if result is not None:
+        return Trial(**result | {"ending": Ending(result["ending"])})
+    if interrupted():
         return None
-    if result is None:
-        raise RefereeFailed(f"the referee ended with code {process.returncode}: "
-                            + one_line(errors.read_text(errors="replace")[-2000:], 2000))
-    return Trial(**result | {"ending": Ending(result["ending"])})
+    said = one_line(errors.read_text(errors="replace")[-2000:], 2000)
+    raise RefereeFailed(f"the referee ended with code {process.returncode}: {said}")
 
 
 def longest_s(limits: Limits, budget_s: float) -> float:
-    """Of a trial and its witness."""
-    trial_s = sum(asdict(limits).values()) + 2 * budget_s
-    witness_s = WITNESS_FACTOR * limits.start_s + START_SLACK_S + limits.score_s + budget_s + limits.stop_s
-    return trial_s + witness_s + BACKSTOP_S
+    """Of a trial and its witness, which may take longer to start."""
+    patience_s = (1 + WITNESS_FACTOR) * sum(asdict(limits).values())
+    return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
 
-def follow(process: subprocess.Popen, deadline: float, on_event: Callable, interrupted: Callable) -> dict | None:
+def follow(process: subprocess.Popen, deadline: float, on_event: Callable,
+           interrupted: Callable) -> dict | None:
     """Pass the referee's events on until its result; None when it ends without one, or must."""
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while time.monotonic() < deadline and not interrupted():
             if not selector.select(0.1):
-                on_event("tick", None)
                 continue
             data = os.read(process.stdout.fileno(), 1 << 16)
             if not data:
@@ -106,31 +110,35 @@ def end(process: subprocess.Popen) -> None:
         sandbox.sweep()
 
 
-def start_by_hand(device: str, seed: int) -> tuple[dict, subprocess.Popen]:
-    """A referee for this process, which nobody started as a trial: `python train.py`. (what Link reads, referee)."""
-    data = open_data(os.environ.get("AUTORESEARCH_DATA") or default_data())
-    tokens_read, tokens_write = os.pipe()
-    events_read, events_write = os.pipe()
-    logits_fd, logits_bytes = logits_memory(data.max_seq_len * data.vocab_size)
-    file_fd = sealable_memory("model", file_capacity())
-    spec = {"data": str(data.folder), "split": "val", "seed": seed, "device": device, "is_witness": False,
-            "parent": os.getppid(), "cores": os.cpu_count(),
-            "budget": float(os.environ.get("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S), "tokens_fd": tokens_write,
-            "events_fd": events_read, "logits_fd": logits_fd, "logits_bytes": logits_bytes, "file_fd": file_fd,
-            "file_bytes": 0}
-    referee = subprocess.Popen([sys.executable, "-m", "lab.referee", "--serve", json.dumps(spec)], cwd=ROOT,
-                               pass_fds=(tokens_write, events_read, logits_fd, file_fd),
-                               env=os.environ | sandbox.THREADS)
-    os.close(tokens_write)
-    os.close(events_read)
-    return spec | {"tokens_fd": tokens_read, "events_fd": events_write}, referee
+def by_hand(path: Path) -> int:
+    """`python train.py`: a trial without a witness; prints its lines and a summary."""
+    setting = os.environ.get
+    try:
+        data = open_data(setting("AUTORESEARCH_DATA") or default_data())
+        trial = run(
+            path.read_text(encoding="utf-8"), data=data, folder=ROOT / "runs" / "by-hand",
+            seed=int(setting("AUTORESEARCH_SEED") or 0), witness_below=-math.inf,
+            budget_s=float(setting("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S),
+            is_baseline=True, last_try=True, on_event=print_line)
+    except (SetupError, RefereeFailed) as error:
+        print(f"{path.name}: {error}", file=sys.stderr)
+        return 2
+    for name, value in asdict(trial).items():
+        if name not in ("log", "phases"):
+            print(f"{name}: {value}")
+    return 1 if trial.val_bpb is None else 0
 
 
-# What is kept of a trial under runs/TAG ---------------------------------------------------------------------------
+def print_line(kind: str, value: object) -> None:
+    if kind == "line":
+        print(value, flush=True)
+
+
+# What is kept of a trial under runs/TAG -----------------------------------------------------
 
 
 def baseline_known(runs: Path) -> bool:
-    """Whether start-up and losses of this session's baseline are at hand; else it is measured once more first."""
+    """Whether what the session's baseline measured is there; if not, it is measured once more."""
     return baseline.read(runs) is not None
 
 
@@ -142,7 +150,7 @@ def keep_model(runs: Path) -> None:
 
 def save_log(trial: Trial, runs: Path, number: int) -> None:
     """What a trial of an experiment printed beside what was measured, for the morning."""
-    path = _log_path(runs, number, trial.seed)
+    path = runs / f"{number:04d}-{trial.seed}.log"
     path.write_text(trial.log, encoding="utf-8", errors="replace")
     facts = {name: value for name, value in asdict(trial).items() if name != "log"}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
@@ -150,9 +158,5 @@ def save_log(trial: Trial, runs: Path, number: int) -> None:
 
 def read_log(runs: Path, number: int, seed: int) -> str:
     """What a trial printed; "" when its log is gone."""
-    path = _log_path(runs, number, seed)
+    path = runs / f"{number:04d}-{seed}.log"
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
-def _log_path(runs: Path, number: int, seed: int) -> Path:
-    return runs / f"{number:04d}-{seed}.log"

@@ -16,12 +16,12 @@ Model = Callable[[Tensor], Tensor]
 
 def text(n_rows: int, seed: int = 0) -> Tensor:
     """Rows (n_rows, T + 1) of a chain in which a token mostly follows from the two before it; 0 begins a row."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     rows = torch.zeros(n_rows, T + 1, dtype=torch.int64)
     for t in range(1, T + 1):
         likely = (3 * rows[:, t - 1] + 5 * rows[:, t - 2] + 7) % (V - 1) + 1
-        chance = torch.rand(n_rows, generator=dice) < 0.4
-        rows[:, t] = torch.where(chance, torch.randint(1, V, (n_rows,), generator=dice), likely)
+        chance = torch.rand(n_rows, generator=rng) < 0.4
+        rows[:, t] = torch.where(chance, torch.randint(1, V, (n_rows,), generator=rng), likely)
     return rows
 
 
@@ -168,11 +168,11 @@ def past(z: Tensor, n_places: int) -> Tensor:
 class Window(nn.Module):
     """Causal attention over a random window, of one to four heads."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.heads, self.scale = dice.choice((1, 2, 4)), dice.choice((1.0, 3.0))
+        self.heads, self.scale = rng.choice((1, 2, 4)), rng.choice((1.0, 3.0))
         self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
-        self.window = dice.choice((1, 4, 16, T))
+        self.window = rng.choice((1, 4, 16, T))
 
     def mask(self, x: Tensor) -> Tensor:
         return causal_mask(T) & ~causal_mask(T).tril(-self.window)
@@ -197,9 +197,9 @@ class Documents(Window):
 class LinearAttention(nn.Module):
     """Attention without a softmax: as a masked product, as running sums, or as both over chunks of 16."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.kind, self.qkv = dice.choice(("product", "sums", "chunks")), nn.Linear(C, 3 * C)
+        self.kind, self.qkv = rng.choice(("product", "sums", "chunks")), nn.Linear(C, 3 * C)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         q, k, v = self.qkv(h).chunk(3, -1)
@@ -219,12 +219,12 @@ class LinearAttention(nn.Module):
 class Convolution(nn.Module):
     """Causal convolution: direct, dilated, or by the Fourier transform of the padded row."""
 
-    def __init__(self, dice: random.Random, kinds: tuple[str, ...] = ("direct",)):
+    def __init__(self, rng: random.Random, kinds: tuple[str, ...] = ("direct",)):
         super().__init__()
-        self.kind, self.length = dice.choice(kinds), dice.choice((2, 4, 16, T))
+        self.kind, self.length = rng.choice(kinds), rng.choice((2, 4, 16, T))
         self.dilation = 1
         if self.kind == "dilated":
-            self.length, self.dilation = dice.choice((2, 3)), dice.choice((2, 8, 16))
+            self.length, self.dilation = rng.choice((2, 3)), rng.choice((2, 8, 16))
         self.kernel = nn.Parameter(torch.randn(C, self.length) / self.length**0.5)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
@@ -240,9 +240,9 @@ class Convolution(nn.Module):
 class Recurrence(nn.Module):
     """A decaying sum, by a loop or by cumulative sums; or torch's own recurrent networks."""
 
-    def __init__(self, dice: random.Random, kinds: tuple[str, ...] = ("loop", "cumulative")):
+    def __init__(self, rng: random.Random, kinds: tuple[str, ...] = ("loop", "cumulative")):
         super().__init__()
-        self.kind, self.decay = dice.choice(kinds), nn.Parameter(torch.rand(C) * 0.2 + 0.75)
+        self.kind, self.decay = rng.choice(kinds), nn.Parameter(torch.rand(C) * 0.2 + 0.75)
         network = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}.get(self.kind)
         self.network = network and network(C, C, batch_first=True)
 
@@ -262,9 +262,9 @@ class Recurrence(nn.Module):
 class Experts(nn.Module):
     """A mixture in which each token chooses its one or two experts; tokens of an expert are computed together."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.top = dice.choice((1, 2))
+        self.top = rng.choice((1, 2))
         self.router = nn.Linear(C, 4)
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, C)) for _ in "abcd")
 
@@ -286,7 +286,7 @@ class Experts(nn.Module):
 class Shift(nn.Module):
     """Each token with the one before it, then an MLP with dropout, which eval() switches off."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * C, 4 * C), nn.GELU(), nn.Dropout(0.3), nn.Linear(4 * C, C))
 
@@ -297,12 +297,12 @@ class Shift(nn.Module):
 class Int8(nn.Module):
     """An MLP whose weights are int8 buffers and whose activations are int8 too, scaled by the largest of a token."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
         up, down = torch.randn(C, 2 * C), torch.randn(2 * C, C)
         for name, weight in (("up", up), ("down", down)):
             self.register_buffer(name, (weight * 127 / weight.abs().max()).round().to(torch.int8))
-        self.steps = dice.choice((7, 127))
+        self.steps = rng.choice((7, 127))
 
     def largest(self, h: Tensor) -> Tensor:
         return h.abs().amax(2, keepdim=True)
@@ -318,9 +318,9 @@ class Int8(nn.Module):
 class Sparse(nn.Module):
     """An MLP of which only the largest activations of a token pass."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.up, self.down, self.top = nn.Linear(2 * C, 4 * C), nn.Linear(4 * C, C), dice.choice((1, 4, 16))
+        self.up, self.down, self.top = nn.Linear(2 * C, 4 * C), nn.Linear(4 * C, C), rng.choice((1, 4, 16))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         wide = self.up(torch.cat((h, past(h, 1)), -1))
@@ -331,9 +331,9 @@ class Sparse(nn.Module):
 class Neighbours(nn.Module):
     """What followed the nearest earlier places of the row; the later one of two that are as near."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.key, self.out, self.top = nn.Linear(2 * C, C), nn.Linear(C, C), dice.choice((1, 3))
+        self.key, self.out, self.top = nn.Linear(2 * C, C), nn.Linear(C, C), rng.choice((1, 3))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         key = F.normalize(self.key(torch.cat((h, past(h, 1)), 2)).float(), dim=2)
@@ -349,11 +349,11 @@ class Neighbours(nn.Module):
 class Counts(nn.Module):
     """Logarithms of counted pairs, held in a buffer that grew while it learnt."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
         self.out = nn.Linear(V, C)
         self.register_buffer("counts", torch.zeros(V, V))
-        self.count(text(64, dice.randrange(100)))
+        self.count(text(64, rng.randrange(100)))
 
     def count(self, x: Tensor) -> None:
         self.counts.index_put_((x[:, :-1].flatten(), x[:, 1:].flatten()), torch.ones(()), accumulate=True)
@@ -365,9 +365,9 @@ class Counts(nn.Module):
 class Table(nn.Module):
     """Embeddings of the last two and three tokens, found by their hash."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.n_rows, self.lengths = dice.choice((257, 4096)), dice.choice(((2,), (3,), (2, 3)))
+        self.n_rows, self.lengths = rng.choice((257, 4096)), rng.choice(((2,), (3,), (2, 3)))
         self.tables = nn.ModuleList(nn.Embedding(self.n_rows, C) for _ in self.lengths)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
@@ -383,9 +383,9 @@ class Table(nn.Module):
 class Induction(nn.Module):
     """What followed when the last token, or the last two, came before in this row: found by one stable sort."""
 
-    def __init__(self, dice: random.Random):
+    def __init__(self, rng: random.Random):
         super().__init__()
-        self.length, self.after = dice.choice((1, 2)), nn.Embedding(V + 1, C)
+        self.length, self.after = rng.choice((1, 2)), nn.Embedding(V + 1, C)
 
     def order(self, key: Tensor) -> Tensor:
         return key.argsort(dim=1, stable=True)
@@ -400,16 +400,16 @@ class Induction(nn.Module):
         return self.after(torch.empty_like(found).scatter(1, order, found))
 
 
-def fourier(dice: random.Random) -> nn.Module:
-    return Convolution(dice, ("Fourier",))
+def fourier(rng: random.Random) -> nn.Module:
+    return Convolution(rng, ("Fourier",))
 
 
-def dilated(dice: random.Random) -> nn.Module:
-    return Convolution(dice, ("dilated",))
+def dilated(rng: random.Random) -> nn.Module:
+    return Convolution(rng, ("dilated",))
 
 
-def recurrent(dice: random.Random) -> nn.Module:
-    return Recurrence(dice, ("RNN", "GRU", "LSTM"))
+def recurrent(rng: random.Random) -> nn.Module:
+    return Recurrence(rng, ("RNN", "GRU", "LSTM"))
 
 
 KINDS: dict[str, Callable[[random.Random], nn.Module]] = {
@@ -442,18 +442,18 @@ class Chain(nn.Module):
 
 def kinds_of(seed: int) -> list[str]:
     """Names of an honest model's blocks: each kind comes first in one of sixteen."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     names = list(KINDS)
-    return [names[seed % len(names)], *dice.choices(names, k=dice.randrange(4))]
+    return [names[seed % len(names)], *rng.choices(names, k=rng.randrange(4))]
 
 
 def Honest(seed: int) -> Chain:  # noqa: N802
     """A model of random blocks, weights and precision; three in ten compute in bfloat16."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     torch.manual_seed(seed)
-    blocks = [KINDS[name](dice) for name in kinds_of(seed)]
-    logits = dice.choice((torch.float32, torch.bfloat16, torch.float16))
-    return Chain(blocks, dice.choice((1.0, 4.0, 12.0)), seed % 10 < 3, logits)
+    blocks = [KINDS[name](rng) for name in kinds_of(seed)]
+    logits = rng.choice((torch.float32, torch.bfloat16, torch.float16))
+    return Chain(blocks, rng.choice((1.0, 4.0, 12.0)), seed % 10 < 3, logits)
 
 
 # Broken twins ---------------------------------------------------------------------------------------------------------
@@ -463,8 +463,8 @@ def Honest(seed: int) -> Chain:  # noqa: N802
 class UnstableSort(Induction):
     """Equal keys come in an order that depends on the whole row, as an unstable sort may leave them."""
 
-    def __init__(self, dice: random.Random):
-        super().__init__(dice)
+    def __init__(self, rng: random.Random):
+        super().__init__(rng)
         self.length = 1
 
     def order(self, key: Tensor) -> Tensor:
@@ -491,8 +491,8 @@ class CountsAsItAnswers(Counts):
 class BatchScale(Int8):
     """Activations are scaled by the largest of the batch, and few steps make it felt."""
 
-    def __init__(self, dice: random.Random):
-        super().__init__(dice)
+    def __init__(self, rng: random.Random):
+        super().__init__(rng)
         self.steps = 3
 
     def largest(self, h: Tensor) -> Tensor:

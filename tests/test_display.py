@@ -2,7 +2,6 @@
 
 import fcntl
 import io
-import json
 import os
 import pty
 import re
@@ -24,7 +23,6 @@ from rich.live import Live
 from lab import ledger
 from lab.display import SHOWN, Display, lines, standing
 from lab.ledger import Row, Status
-from lab.referee import Channel
 
 HOSTILE = "[red]bold[/red] [link=file:///]x[/link] \x1b[31m\x1b]0;title\x07 \r\nsecond\tline \u202e 漢字 😀 [/nope]"
 
@@ -283,23 +281,6 @@ def test_a_resized_terminal_is_drawn_anew_and_keeps_its_lines():
         assert sum(line.startswith("━") for line in window.lines) == 1
     assert [line for line in window.lines if "nothing is measured" in line or "a line" in line] == [
         "a line that stays", "t, nothing is measured yet"]
-
-
-def test_the_referee_tells_the_memory_of_a_running_trial(capsys):
-    pipes = [os.pipe() for _ in range(3)]  # tokens, events, log
-    channel = Channel(pipes[0][1], pipes[1][0], pipes[2][0])
-    channel.watched_at = -1e9
-    child = subprocess.Popen([sys.executable, "-c", "data = b'x' * 60_000_000; print(flush=True); input()"],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        child.stdout.readline()
-        channel.turn(time.monotonic() + 0.01, "")
-    finally:
-        child.communicate(b"\n")
-        for fd in sum(pipes, ()):
-            os.close(fd)
-    told = json.loads(capsys.readouterr().out)
-    assert told["event"] == "memory" and 0.06 < told["value"] < 10
 
 
 def test_every_phase_has_a_clock(monkeypatch):

@@ -38,11 +38,11 @@ def losses(model, inputs: np.ndarray, order: np.ndarray, rows_an_ask: int) -> np
 
 def sit(model, seed: int = 0, rows_an_ask: int = 8, baseline: np.ndarray | None = None) -> tuple[Ending, str]:
     """The verdict on a model, with both processes played by this one."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), rows_an_ask)
-    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
-    asked = exam.questions(ROWS, cuts, V, dice)
-    witness = losses(model, asked, dice.permutation(len(ROWS)), rows_an_ask)
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
+    asked = exam.questions(ROWS, cuts, V, rng)
+    witness = losses(model, asked, rng.permutation(len(ROWS)), rows_an_ask)
     return exam.verdict(trial, witness, cuts, "cpu")
 
 
@@ -92,9 +92,9 @@ def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
     model = trained(Leak(torch.zeros_like))
     trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), 64)
     for seed in range(200):
-        dice = np.random.default_rng(seed)
-        cuts = exam.draw_cuts(trial, trial + 0.1, np.ones(trial.shape, bool), dice)
-        asked = exam.questions(ROWS, cuts, V, dice)
+        rng = np.random.default_rng(seed)
+        cuts = exam.draw_cuts(trial, trial + 0.1, np.ones(trial.shape, bool), rng)
+        asked = exam.questions(ROWS, cuts, V, rng)
         # The model sees one token back, so its answers up to the cut are those to the rows as they are.
         assert (asked[np.arange(T) < cuts[:, None]] == ROWS[:, :-1][np.arange(T) < cuts[:, None]]).all()
         assert exam.verdict(trial, trial.copy(), cuts, "cpu") == (Ending.SCORED, "")
@@ -105,9 +105,9 @@ def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
 
 def test_each_row_is_its_own_up_to_its_cut_and_foreign_from_there():
     for seed in range(30):
-        dice = np.random.default_rng(seed)
-        cuts = dice.integers(1, T, len(ROWS))
-        asked = exam.questions(ROWS, cuts, V, dice)
+        rng = np.random.default_rng(seed)
+        cuts = rng.integers(1, T, len(ROWS))
+        asked = exam.questions(ROWS, cuts, V, rng)
         before = np.arange(T) < cuts[:, None]
         assert (asked[before] == ROWS[:, :-1][before]).all()
         assert (asked[np.arange(len(ROWS)), cuts] != ROWS[np.arange(len(ROWS)), cuts]).all()
@@ -131,23 +131,23 @@ def test_half_of_the_cuts_go_where_the_trial_beats_the_baseline_and_half_anywher
 @cache
 def honest_losses(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(trial, baseline) of two seeds of one model: like gammas whose mean is 3.3 nats, 0.35 apart."""
-    dice = np.random.default_rng(seed)
-    common = dice.gamma(0.9, 3.7, (N_ROWS, N_PLACES))
-    return tuple(np.maximum(common + dice.normal(0, 0.35, common.shape), 0.001) for _ in "ab")
+    rng = np.random.default_rng(seed)
+    common = rng.gamma(0.9, 3.7, (N_ROWS, N_PLACES))
+    return tuple(np.maximum(common + rng.normal(0, 0.35, common.shape), 0.001) for _ in "ab")
 
 
-def everywhere(worth: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def everywhere(worth: float, honest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.full(honest.shape, worth)
 
 
-def in_rows(worth: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def in_rows(worth: float, honest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     leak = np.zeros(honest.shape)
-    chosen = dice.random(len(honest)) < 0.02
+    chosen = rng.random(len(honest)) < 0.02
     leak[chosen] = np.minimum(worth / 0.02, honest[chosen])
     return leak
 
 
-def where_it_pays(share: float, honest: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+def where_it_pays(share: float, honest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     leak = np.zeros(honest.size)
     top = np.argpartition(honest.ravel(), -round(share * honest.size))[-round(share * honest.size):]
     leak[top] = honest.ravel()[top]
@@ -162,10 +162,10 @@ def test_a_leak_worth_a_thousandth_of_a_bit_is_found(leak, size, found):
     """Of 100 exams: evenly spread, in 2 % of the rows, whole at rare places; and none of an honest model."""
     n_found = 0
     for seed in range(100):
-        dice = np.random.default_rng(1000 + seed)
+        rng = np.random.default_rng(1000 + seed)
         honest, baseline = honest_losses(seed % 5)
-        trial = honest - leak(size, honest, dice)
-        cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
+        trial = honest - leak(size, honest, rng)
+        cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
         witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
         witness[last] = honest[last]  # before a foreign token it says what it honestly knows
         n_found += exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
@@ -174,11 +174,11 @@ def test_a_leak_worth_a_thousandth_of_a_bit_is_found(leak, size, found):
 
 def test_a_trial_that_repays_where_it_is_cheap_is_found():
     """Its own worse places count as little: gains of five nats are not hidden by losses of a tenth."""
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     honest, baseline = honest_losses(0)
-    trial = honest - where_it_pays(1 / 1000, honest, dice)
+    trial = honest - where_it_pays(1 / 1000, honest, rng)
     trial[honest < 0.5] += 0.2
-    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), dice)
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
     witness = trial.copy()
     last = np.arange(N_ROWS), cuts - 1
     witness[last] = honest[last]
@@ -198,7 +198,7 @@ def test_every_row_is_asked_for_once_in_asks_of_one_shape():
 def test_logits_that_change_while_they_are_scored_earn_nothing(corpus):
     """Raised after their sum was taken, they would say more than certainty: a loss below zero."""
     logits, ended = torch.zeros(16, 128, corpus.vocab_size), threading.Event()
-    scorer = scoring.Scorer(corpus, "val", "cpu", 1)
+    scorer = scoring.Scorer(corpus, "val", "cpu")
 
     def change():
         while not ended.is_set():

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fakes import TRAIN  # noqa: E402
 
 from lab import exam, runner, sandbox  # noqa: E402
-from lab.channel import free_bytes, watch  # noqa: E402
+from lab.child import watch  # noqa: E402
 from lab.corpus import Data, open_data  # noqa: E402
 from lab.ledger import Trial  # noqa: E402
 from lab.wire import logits_memory, read_tensors, sealable_memory, write_tensors  # noqa: E402
@@ -96,12 +96,12 @@ def file_s(n_bytes: int) -> float:
 def exam_s(data: Data) -> float:
     """Cuts drawn, questions written, answers compared."""
     rows = data.split("val")[: data.eval_rows["val"]]
-    dice = np.random.default_rng(0)
-    losses = dice.random((len(rows), data.max_seq_len), np.float32)
+    rng = np.random.default_rng(0)
+    losses = rng.random((len(rows), data.max_seq_len), np.float32)
 
     def one() -> None:
-        cuts = exam.draw_cuts(losses, losses + 0.1, np.ones(losses.shape, bool), dice)
-        exam.questions(rows, cuts, data.vocab_size, dice)
+        cuts = exam.draw_cuts(losses, losses + 0.1, np.ones(losses.shape, bool), rng)
+        exam.questions(rows, cuts, data.vocab_size, rng)
         exam.verdict(losses, losses, cuts, "cpu")
 
     return seconds(one, 3)
@@ -146,13 +146,12 @@ def main() -> None:
     data = open_data(options.data)
     with tempfile.TemporaryDirectory() as folder:
         kept, dropped = (scored(data, Path(folder) / "runs", below) for below in (math.inf, -math.inf))
-        free = free_bytes()
         parts = {
             "sandbox: namespaces, Landlock, the start of another Python": start_s(Path(folder)),
             f"file: {kept.params_m:.1f} M parameters, written and read": file_s(int(4e6 * kept.params_m)),
             "exam: cuts, questions, comparison": exam_s(data),
             "hand-over: all logits into the shared buffer and out of it": hand_over_s(data),
-            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(free)),
+            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(0.0)),
             "sweep: the end of fifty processes left behind": sweep_s(),
             "witness, a keep's alone": kept.phases["witness"] - dropped.phases["witness"],
         }
