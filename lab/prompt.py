@@ -18,7 +18,7 @@ from lab.timeline import Moment, timeline
 PROGRAM_CHARS = 20_000  # of program.md; about 6 000 tokens
 CONDENSE = 6            # entries condensed at once; as many stay whole, so the cache holds in between
 CONDENSED = 16          # condensed entries that are shown; the oldest knobs go first, kept ones last
-EARLIER = 8             # of an earlier session
+EARLIER, SESSIONS = 8, 3  # entries of an earlier session that are shown, of the last three such sessions
 LOG_CHARS, REASONING_CHARS, DIFF_CHARS = 200, 200, 4_000
 LOGS, REASONED = 4, 5   # experiments whose log is shown (the incumbent, the last three) and whose reasoning is
 NEAR_MISSES, DEAD_ENDS = 5, 12
@@ -210,9 +210,9 @@ def history_blocks(past: Sequence[Entry], n_condensed: int, n_lines: int) -> lis
 
 def earlier_text(sessions: Sequence[Sequence[Row]]) -> str:
     """What earlier sessions found, each by itself."""
-    parts = ["\n<earlier_sessions>\nDeltas are against the last incumbent of the same session. Under another "
-             "budget, device or data the numbers do not compare, the ideas may."]
-    for rows in sessions:
+    parts = [f"\n<earlier_sessions>\nThe last of {len(sessions)}. Deltas are against the last incumbent of the same "
+             "session. Under another budget, device or data the numbers do not compare, the ideas may."]
+    for rows in sessions[-SESSIONS:]:
         past = read_past(Situation("", {}, "", rows))
         parts.append(f"With budget {rows[0].budget:g} s, {_data(rows[0].device, 40)}, data {_data(rows[0].data, 8)}:")
         parts += history_blocks(past, len(past), EARLIER)
@@ -226,8 +226,8 @@ def digest(past: Sequence[Entry], sigma: float | None) -> str:
     """Counts by kind and by area, with the dead ends. Then the near misses, the stuff of combinations."""
     own = [entry for entry in past if entry.status]
     lost = [entry for entry in own if entry.status is Status.DISCARD and entry.delta is not None]
-    near = [entry for entry in lost if sigma is None or entry.delta <= 2 * sigma]
-    dead = [entry for entry in lost if sigma is not None and entry.delta > 2 * sigma]
+    dead = [entry for entry in lost if sigma and entry.delta > 2 * sigma]
+    near = sorted(lost, key=lambda entry: entry.delta)[:len(lost) - len(dead)]
     dead = sorted(dead, key=lambda entry: entry.rank)[-DEAD_ENDS:]
     tried = Counter(entry.kind or "of unknown kind" for entry in own)
     kept = Counter(entry.kind or "of unknown kind" for entry in own if entry.status is Status.KEEP)
@@ -240,7 +240,6 @@ def digest(past: Sequence[Entry], sigma: float | None) -> str:
         lines += [f"  dead end, {entry.delta / sigma:+.1f} sigma: {entry.short}" for entry in here]
     if near:
         lines.append(f"Near misses, within two sigma, the closest of {len(near)}:")
-        near.sort(key=lambda entry: entry.delta)
         lines += [f"  {entry.short}" for entry in near[:NEAR_MISSES]]
     return "<digest>\n" + "\n".join(lines) + "\n</digest>"
 

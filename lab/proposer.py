@@ -213,9 +213,10 @@ class Proposer:
     def _remember(self, session: Session, error: ProposalError, description: str) -> None:
         """Write down an idea that never ran, so that it is not proposed again."""
         self.n_unusable += 1
-        self.failures += error.kind is not Flaw.CONFLICT  # a conflict is nobody's fault
-        if error.refused or self.failures > 1:  # the same question would bring the same answer
-            self.back_at = time.monotonic() + next_wait_s(self.failures, None, random.random())
+        if error.kind is not Flaw.CONFLICT:  # which is nobody's fault
+            self.failures += 1
+            if error.refused or self.failures > 1:  # the same question would bring the same answer
+                self.back_at = time.monotonic() + next_wait_s(self.failures, None, random.random())
         self.display.say(f"an idea that could not be tried: {one_line(str(error), 160)}")
         self.memory.add_idea(rows=len(session.rows), description=description, reason=one_line(str(error), 500))
 
