@@ -30,7 +30,7 @@ from model_server import (
 )
 
 from lab import edits, model
-from lab.edits import Flaw
+from lab.edits import AREAS, Flaw
 from lab.ledger import Row, SetupError, Status
 from lab.model import (
     PRICES,
@@ -43,7 +43,7 @@ from lab.model import (
     rebase,
     write_call,
 )
-from lab.prompt import PLATEAU, Situation, build_prompt, digest, quote, read_past
+from lab.prompt import PLATEAU, Situation, build_prompt, crash_ask, digest, quote, read_past
 
 KEY = "sk-ant-test-0123456789abcdef"
 MODEL = "claude-opus-5-5"
@@ -629,6 +629,18 @@ def test_the_ask_changes_on_a_plateau():
     assert "Propose the next experiment" in calm and "combine" not in calm
     assert "combination of two or more near misses" in stuck and "fewer statements" in stuck and "0.000500" in stuck
     assert "a mechanism in an area that the digest lacks" in stuck and "attention" in stuck.split("lacks")[1]
+
+
+@pytest.mark.parametrize("n", [100, 3_000])
+def test_all_that_is_told_beside_program_md_and_train_py_stays_short(n):
+    ideas = {i: {"kind": "mechanism", "area": AREAS[i % len(AREAS)], "reasoning": "because " * 99} for i in range(n)}
+    logs = dict.fromkeys(range(n), "x" * 9_999)
+    now = situation(rows=session(n, keeps=tuple(range(0, n, 6))), ideas=ideas, logs=logs, sigma=1e-5,
+                    notes="n" * 9_999, earlier=[session(50)] * 9, running=[("idea", CODE + "y = 1\n")])
+    prompt = build_prompt(now)
+    assert len(prompt.text()) - len(CODE) < 17_000, len(prompt.text())
+    mend = replace(prompt, ask=crash_ask(CODE, CODE + "y = 1\n", "x" * 9_999))
+    assert len(mend.text()) - len(CODE) < 13_500, len(mend.text())
 
 
 @given(st.text(max_size=5_000), st.integers(10, 500))
