@@ -1,87 +1,88 @@
-"""What a session remembers beside its rows, for the next prompt: under runs/TAG/, and gone with that folder.
+"""What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
-unapplied.jsonl   ideas that never ran, so that they are not proposed again
-ideas.jsonl       kind, area and reasoning of each experiment that a model proposed
-notes.md          the model's own notebook
+ideas.jsonl   kind, area and reasoning of a model's experiments, and its ideas that never ran
+notes.md      the model's own notebook
+A deleted folder or a damaged line costs what it held, and stops nothing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Experiment, Row, write_durably
+from lab.ledger import Row, SetupError, write_durably
 from lab.prompt import Situation
 from lab.session import Candidate, Session
 
-N_LOGS = 3       # trials whose output the prompt quotes, beside the incumbent's
+N_LOGS = 3  # trials whose output the prompt quotes, beside the incumbent's
 
 
 class Memory:
-    """All three, read once and written as they grow; beside them the rows of earlier sessions."""
+    """What a model said, read once and written as it grows. Beside it the rows of earlier sessions."""
 
     def __init__(self, runs: Path, earlier: Sequence[Sequence[Row]] = ()):
         self.runs, self.earlier = runs, earlier
-        self.unapplied = read_objects(runs / "unapplied.jsonl")
-        ideas = read_objects(runs / "ideas.jsonl")
-        self.ideas = {idea["experiment"]: idea for idea in ideas if "experiment" in idea}
+        self.ideas = list(read_objects(runs / "ideas.jsonl"))
 
-    def add_unapplied(self, idea: Mapping[str, object]) -> None:
-        self.unapplied.append(dict(idea))
-        self._append("unapplied.jsonl", idea)
-
-    def add_idea(self, number: int, kind: str, area: str, reasoning: str) -> None:
-        """A number that a stop left without a row comes again: the later line counts."""
-        idea = {"experiment": number, "kind": kind, "area": area, "reasoning": reasoning[:2000]}
-        self.ideas[number] = idea
-        self._append("ideas.jsonl", idea)
-
-    def situation(self, session: Session, in_flight: Sequence[Candidate], program: str) -> Situation:
-        """All that a proposal may depend on, as it is now."""
-        history = session.history
-        facts = {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device, **session.corpus}
-        quoted = {e.number: e for e in (*history[-N_LOGS:], session.incumbent)}
-        logs = {number: runner.read_log(session.runs, number, e.own.seed) for number, e in quoted.items()}
-        running = [(c.proposal.description, c.proposal.code) for c in in_flight if not c.is_repeat]
-        return Situation(
-            program=program, facts=facts, code=session.code, rows=session.rows, earlier=self.earlier,
-            unapplied=tuple(self.unapplied), ideas=dict(self.ideas), notes=self.notes(),
-            logs={number: log for number, log in logs.items() if log}, running=running,
-            sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
-            profile=profile(session.runs, session.incumbent))
-
-    def notes(self) -> str:
-        path = self.runs / "notes.md"
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    def add_idea(self, **idea: object) -> None:
+        """Of an experiment: experiment, kind, area, reasoning. Of what never ran: rows, description, reason."""
+        self.ideas.append(idea)
+        self.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
+        with open(self.runs / "ideas.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(idea) + "\n")
 
     def write_notes(self, text: str) -> None:
         self.runs.mkdir(parents=True, exist_ok=True)
         write_durably(self.runs / "notes.md", text.encode("utf-8", "replace"))
 
-    def _append(self, name: str, value: Mapping[str, object]) -> None:
-        self.runs.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
-        with open(self.runs / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
+    def situation(self, session: Session, in_flight: Sequence[Candidate], program: str) -> Situation:
+        """All that a proposal may depend on, as it is now."""
+        history, best = session.history, session.incumbent
+        quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
+        logs = {number: runner.read_log(session.runs, number, e.own.seed) for number, e in quoted.items()}
+        told = next(read_objects(session.runs / f"{best.number:04d}-{best.own.seed}.json"), {})
+        phases = [f"{name} {seconds} s" for name, seconds in (told.get("phases") or {}).items()]
+        notes = self.runs / "notes.md"
+        return Situation(
+            program, {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device,
+                      **session.corpus},
+            session.code, session.rows, earlier=self.earlier,
+            ideas={idea["experiment"]: idea for idea in self.ideas if "experiment" in idea},
+            unapplied=[idea for idea in self.ideas if "experiment" not in idea],
+            logs={number: log for number, log in logs.items() if log},
+            running=[(c.proposal.description, c.proposal.code) for c in in_flight if not c.is_repeat],
+            sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
+            notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "",
+            profile=f"the incumbent's trial: {', '.join(phases)}" if phases else "")
 
 
-def profile(runs: Path, best: Experiment) -> str:
-    """Where the seconds of the incumbent's trial went; "" where its file is gone."""
-    told = read_objects(runs / f"{best.number:04d}-{best.own.seed}.json")
-    phases = told[0].get("phases") if told else None
-    parts = [f"{name} {seconds} s" for name, seconds in (phases or {}).items()]
-    return f"the incumbent's trial: {', '.join(parts)}" if parts else ""
-
-
-def read_objects(path: Path) -> list[dict]:
-    """The objects of a JSON lines file, what is torn or damaged left out."""
-    return parse_objects(path.read_bytes()) if path.is_file() else []
-
-
-def parse_objects(data: bytes) -> list[dict]:
-    found = []
-    for line in data.split(b"\n"):
+def read_objects(path: Path) -> Iterator[dict]:
+    """The objects of a JSON lines file, without what is torn or damaged."""
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except ValueError:  # a torn line; what only helps the eye stops nothing
+            value = json.loads(line)
+        except ValueError:
             continue
-    return [value for value in found if isinstance(value, dict)]
+        if isinstance(value, dict):
+            yield value
+
+
+def read_program(root: Path) -> str:
+    """program.md as it is now. Raises SetupError when there is nothing to steer by."""
+    mend = "write what to research, or restore it with git checkout -- program.md"
+    try:
+        text = (root / "program.md").read_bytes().decode()
+    except OSError:
+        raise SetupError(f"program.md cannot be read: {mend}") from None
+    except UnicodeDecodeError:
+        raise SetupError("program.md is not UTF-8 text: save it as UTF-8") from None
+    if not text.strip():
+        raise SetupError(f"program.md is empty: {mend}")
+    return text
+
+
+def directions(program: str) -> str:
+    """The section of program.md that steers; all of it where there is no such section."""
+    found = re.search(r"(?ms)^## Directions\s*$(.*?)(?=^## |\Z)", program)
+    return found[1].strip() if found else program.strip()

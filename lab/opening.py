@@ -16,9 +16,9 @@ from lab import card, corpus, edits, ledger, sandbox
 from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data
 from lab.display import progress_bar
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
+from lab.memory import read_program
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session
-from lab.steering import read_program
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, default_device
 

@@ -33,6 +33,7 @@ class Shelf:
         return []
 
     def codes(self, numbers: list[int]) -> dict[int, str]:
+        self.asked = numbers
         return {number: self.known[number] for number in numbers if number in self.known}
 
 
@@ -50,10 +51,11 @@ class Researcher:
     name = "stand-in"
 
     def __init__(self, script: list):
-        self.script, self.prompts, self.never = list(script), [], threading.Event()
+        self.script, self.prompts, self.limits_usd = list(script), [], []
 
     def propose(self, prompt: object, tried: frozenset, stopped: threading.Event, limit_usd: float) -> Draft:
         self.prompts.append(prompt)
+        self.limits_usd.append(limit_usd)
         step = self.script.pop(0) if self.script else None
         if step is None:
             stopped.wait(20)
@@ -80,6 +82,7 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setattr(proposer, "PATIENCE_S", 0.1)
     monkeypatch.setattr(proposer, "next_wait_s", lambda *words: 60.0)
     made = []
+    (tmp_path / "runs").mkdir()
 
     def proposer_of(*script: object, kind: str = "auto", max_usd: float | None = None):
         rows = (Row("c0", 2.0, status=Status.KEEP, source="baseline"),)
@@ -90,6 +93,7 @@ def make(tmp_path, monkeypatch):
         made.append(found)
         return found, now
 
+    proposer_of.runs = tmp_path / "runs"
     yield proposer_of
     for found in made:
         found.stopped.set()
@@ -101,12 +105,10 @@ def test_the_models_idea_carries_what_was_said_of_it(make):
     idea = found.propose(now, (), False)
     assert (idea.proposal.description, idea.kind, idea.area) == ("faster", "mechanism", "attention")
     found.started(Candidate(1, "c1", 100, idea))
-    memory = Memory(now.runs)
-    assert memory.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "reasoning": "because"}}
-    assert memory.notes() == "look at the rate"
     (now.runs / "0000-0.json").write_text('{"phases": {"start": 3.5, "train": 300.0}}')
     (now.runs / "0000-0.log").write_text("loss 1.0")
-    asked = memory.situation(now, (), PROGRAM)
+    asked = Memory(now.runs).situation(now, (), PROGRAM)
+    assert asked.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "reasoning": "because"}}
     assert asked.notes == "look at the rate" and asked.logs == {0: "loss 1.0"}
     assert asked.profile == "the incumbent's trial: start 3.5 s, train 300.0 s"
 
@@ -138,7 +140,7 @@ def test_a_model_that_is_out_is_left_alone_for_a_while_and_what_it_billed_is_pai
     found, now = make(error, outage, draft("faster", BETTER, 0.125))
     assert found.propose(now, (), False).proposal.source == "tuner"
     assert found.propose(now, (), False).proposal.usd == 0 and len(found.researcher.prompts) == 2
-    assert Memory(now.runs).unapplied[0]["reason"] == "no such line"
+    assert Memory(now.runs).situation(now, (), PROGRAM).unapplied[0]["reason"] == "no such line"
     found.back_at = 0.0
     assert found.propose(now, (), False).proposal.usd == 0.875
 
@@ -163,12 +165,20 @@ def test_with_llm_too_a_further_idea_runs_while_the_model_is_late(make):
     assert [found.propose(now, (), False).proposal.description for _ in range(2)] == ["faster", "slower"]
 
 
-def test_no_call_is_made_once_the_dollars_are_spent(make):
-    found, now = make(draft("faster", BETTER), max_usd=1.0)
-    found.account.called_usd = 1.0
-    with pytest.raises(Stopped, match="--max-usd 1"):
+def test_the_model_is_told_what_is_left_of_the_dollars_and_its_word_that_they_are_spent_ends_the_session(make):
+    (make.runs / "calls.jsonl").write_text('{"usd": 0.25}\n{"usd": 0.5}\n{"usd": 9, "torn')
+    found, now = make(draft("faster", BETTER, 0.125), Unavailable("--max-usd", Outage.BUDGET), max_usd=1.0)
+    assert found.propose(now, (), False).proposal.usd == 0.875, "with what was billed before and is in no row"
+    with pytest.raises(Stopped, match="--max-usd"):
         found.propose(now, (), False)
-    assert found.researcher.prompts == []
+    assert found.researcher.limits_usd == [0.25, 0.125] and found.spent_usd() == 0.875
+
+
+def test_an_answer_that_nobody_has_used_yet_is_spent_all_the_same(make):
+    found, now = make(draft("faster", BETTER, 0.125))
+    found.draft_ahead(now, ())
+    found.close()
+    assert found.spent_usd() == 0.125
 
 
 def test_a_crash_is_mended_on_the_file_that_it_changed(make):
@@ -189,3 +199,28 @@ def test_directions_that_changed_throw_the_draft_and_its_further_ideas_away(make
     (found.store.root / "program.md").write_text(PROGRAM.replace("Anything", "The optimizer"))
     assert found.propose(now, (), False).proposal.source == "tuner"
     assert "directions in program.md changed" in " ".join(found.display.lines) and not found.spare
+
+
+def test_ideas_that_conflict_leave_the_model_in_its_turn(make):
+    found, now = make(*[draft("faster", BETTER)] * 2, draft("slower", WORSE))
+    moved = replace(now, code=TRAIN.replace(*OTHER))
+    assert found.propose(moved, (), False).proposal.description == "slower"
+    assert [idea["description"] for idea in found.memory.ideas] == ["faster", "faster"] and not found.failures
+
+
+def test_the_tuner_learns_from_its_last_experiments_those_on_a_busy_machine_aside(make):
+    found, now = make(kind="tuner")
+    rows = [Row(f"c{n}", 2.0, status=Status.BUSY if n % 10 == 9 else Status.DISCARD, experiment=n)
+            for n in range(1, 2 * proposer.TUNER_MEMORY)]
+    found.propose(replace(now, history=(*now.history, *ledger.experiments(rows))), (), True)
+    asked = found.store.asked
+    assert len(asked) == proposer.TUNER_MEMORY and asked[-1] == 298 and not any(n % 10 == 9 for n in asked)
+
+
+def test_program_md_that_cannot_be_read_for_a_while_steers_by_its_last_text_and_is_named_once(make):
+    found, now = make(draft("faster", BETTER), draft("slower", WORSE))
+    (found.store.root / "program.md").write_bytes(b"")
+    for description in ("faster", "slower"):
+        idea = found.propose(now, (), False)
+        assert (idea.proposal.description, idea.program) == (description, PROGRAM)
+    assert len([line for line in found.display.lines if "program.md is empty" in line]) == 1

@@ -111,7 +111,8 @@ def run(problem: Problem, propose: Proposer, seed: int) -> Night:
 
 
 def by_tuner(night: Night) -> Proposal | None:
-    return tuner.propose(night.code, night.history, night.rng.randrange(2**31), night.is_new)
+    drawn = tuner.variations(night.code, night.history, night.rng.randrange(2**31))
+    return next((proposal for proposal in drawn if night.is_new(proposal.code)), None)
 
 
 def by_random(night: Night) -> Proposal | None:
@@ -125,14 +126,14 @@ def by_one_knob(night: Night) -> Proposal | None:
 
 
 def _draw_values(code: str, chosen: Sequence[int], reach: float, night: Night) -> Proposal:
-    found = tuner._find(code)
+    found = tuner.find(code)
     while True:
         changes = []
         for i in chosen or [night.rng.randrange(len(KNOBS))]:
-            here = tuner._encode(found[i], found[i].value)
-            low, high = (getattr(tuner._distribution(found[i]), side) - here for side in ("low", "high"))
-            changes.append((found[i], tuner._decode(found[i], here + reach * night.rng.uniform(low, high))))
-        result = tuner._rewrite(code, changes)
+            here, (low, high) = found[i].place(found[i].value), found[i].neighbourhood()
+            place = here + reach * night.rng.uniform(low - here, high - here)
+            changes.append((found[i], found[i].at(place)))
+        result = tuner.rewrite(code, changes)
         if night.is_new(result):
             return Proposal("", result, "drawn")
 

@@ -5,7 +5,7 @@
 Real prompts of the repository's own program.md and train.py, the real SDK over HTTP, real prefix matching of the cache
 marks against a clock that advances 320 s an experiment. Assumed: every proposal is the model's, 18 % are kept (each
 moves the incumbent), 4 % of the answers need a repair, 4 000 tokens of thinking a call. The token counter is the
-server's own, an approximation of a real tokenizer.
+server's own, an approximation; the last prompt is also counted at 2.5 and at 3.5 characters a token.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from model_server import ModelServer, answer  # noqa: E402
 
 from lab.ledger import Row, Status  # noqa: E402
 from lab.model import PRICES, Researcher, cost_usd  # noqa: E402
-from lab.prompt import Situation, build_prompt  # noqa: E402
+from lab.prompt import Prompt, Situation, build_prompt  # noqa: E402
 
 SECONDS, KEPT, REPAIRED = 320, 0.18, 0.04
 IDEAS = ("raise the matrix learning rate from 0.04 to 0.05", "window of the short layers from T/8 to T/6",
@@ -35,9 +35,9 @@ def edit(line: str, new: str) -> str:
             f"<<<<<<< SEARCH\n{line}\n=======\n{new}\n>>>>>>> REPLACE\n")
 
 
-def night(experiments: int, thinking: int) -> tuple[list[dict], float]:
-    """Play the night; return every call's usage and what the researcher says it cost."""
-    dice, clock, code = random.Random(0), [0.0], (ROOT / "train.py").read_text()
+def night(experiments: int, thinking: int) -> tuple[list[dict], float, Prompt]:
+    """Play the night: every call's usage, what the researcher says it cost, and the last prompt."""
+    rng, clock, code = random.Random(0), [0.0], (ROOT / "train.py").read_text()
     program = (ROOT / "program.md").read_text()
     spent_usd = 0.0
     rows = [Row("c0", 0.9660, status=Status.KEEP, description="baseline", source="baseline", when="00000")]
@@ -46,8 +46,8 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float]:
 
     def reply(request: dict) -> object:
         lines = [line for line in code.split("\n") if code.split("\n").count(line) == 1 and line.strip()]
-        broken = len(request["messages"]) == 1 and dice.random() < REPAIRED
-        line = lines[dice.randrange(len(lines))]
+        broken = len(request["messages"]) == 1 and rng.random() < REPAIRED
+        line = lines[rng.randrange(len(lines))]
         return answer(edit("not a line of the file" if broken else line, f"{line}  # {len(rows)}"), thinking=thinking)
 
     with ModelServer([reply], clock=lambda: clock[0]) as server:
@@ -58,15 +58,15 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float]:
                                             logs={row.experiment: log for row in rows[-3:]}, sigma=0.0004))
             proposal = researcher.propose(prompt, ()).proposal
             spent_usd += proposal.usd
-            gain = dice.random() < KEPT
-            value = best + (-1 if gain else 1) * dice.uniform(0.0001, 0.002)
+            gain = rng.random() < KEPT
+            value = best + (-1 if gain else 1) * rng.uniform(0.0001, 0.002)
             idea = f"{IDEAS[number % len(IDEAS)]}, variant {number}: it should give more steps in the same time"
             rows.append(Row(f"c{number}", value, 44.0, Status.KEEP if gain else Status.DISCARD, idea, number, best_at,
                             source="claude-opus-5-5", tokens_m=480, params_m=95, when=f"{number:05d}"))
             if gain:
                 best, best_at, code = value, f"c{number}", proposal.code
             clock[0] += SECONDS
-        return server.usages, spent_usd
+        return server.usages, spent_usd, prompt
 
 
 def main() -> None:
@@ -74,10 +74,13 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=100)
     parser.add_argument("--thinking", type=int, default=4_000, help="output tokens a call beside its text")
     options = parser.parse_args()
-    usages, spent_usd = night(options.experiments, options.thinking)
+    usages, spent_usd, prompt = night(options.experiments, options.thinking)
     total = {name: sum(usage[name] for usage in usages) for name in usages[0]}
     inputs = sum(total.values()) - total["output_tokens"]
     print(f"{options.experiments} experiments, {len(usages)} calls, {inputs / len(usages):,.0f} input tokens a call")
+    n_chars = len(prompt.text())
+    print(f"  the last prompt: {n_chars:,d} characters, {n_chars / 3.5:,.0f} to {n_chars / 2.5:,.0f} tokens; without "
+          f"program.md and train.py {n_chars - len(prompt.fixed[0]) - len(prompt.fixed[2]):,d} characters")
     for name in ("cache_read_input_tokens", "cache_creation_input_tokens", "input_tokens"):
         print(f"  {name:28s} {total[name]:10,d}  {total[name] / inputs:6.1%} of the input")
     print(f"  {'output_tokens':28s} {total['output_tokens']:10,d}")
