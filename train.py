@@ -1,10 +1,8 @@
 """One trial: a small GPT, its optimizers and the training loop. The only file that an experiment changes.
 
-    python train.py        trains for the budget, is scored by the referee, prints a summary
-
-Training tokens come from `stream`, which ends when the budget is spent. `finish` hands the model to the referee.
-All between is free, but a logit may depend on the tokens up to its own place in the row and on the weights,
-on nothing else. A second process, whose stream is over at once, loads the weights and must say the same.
+`python train.py` trains until `stream` ends, when the budget is spent; `finish` hands the model to the referee.
+A logit may depend on the weights and on the tokens up to its own place in the row, on nothing else: a second
+process, whose stream is over at once, loads the weights and must say the same.
 
 Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabulary.
 """
@@ -12,6 +10,7 @@ Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabula
 import gc
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +19,15 @@ from torch import Tensor, nn
 
 from prepare import MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
 
-if device.type == "cuda":  # these import the compiler: 2 s that other devices need not wait
+if device.type == "cuda":  # it imports the compiler: 2 s that other devices need not wait
     from torch.nn.attention.varlen import varlen_attn
 
-# --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both ----------------------------------
-
+# --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both --------------------------
 CPU_LAYERS = 2              # blocks; at equal time three learn more a step and lose it to fewer steps
 CPU_WIDTH = 96              # C, channels, a multiple of HEAD_WIDTH
 CPU_HEAD_WIDTH = 32         # D, channels of a head
 CPU_STEP_TOKENS = 2**10     # tokens between two steps of the optimizer
-CPU_PAIR_ROWS = 2**14       # rows of the hashed table of token pairs: more rows, fewer collisions, more bytes a step
+CPU_PAIR_ROWS = 2**14       # rows of the hashed table of token pairs: more collide less, fewer are faster
 
 GPU_LAYERS = 8              # blocks on an H100; the ladder below makes less of it on a smaller card
 GPU_WIDTH = 640             # C; an H200 takes one head more
@@ -38,8 +36,7 @@ GPU_STEP_TOKENS = 147_456   # tokens a step: 72 rows of 2048
 GPU_BIGRAM_ROWS = 48        # of each table of token pairs, times V
 GPU_TRIGRAM_ROWS = 96       # of each table of token triples, times V
 
-# --- Knobs: model ----------------------------------------------------------------------------------------------------
-
+# --- Knobs: model --------------------------------------------------------------------------------------------
 MLP_RATIO = 4               # hidden units of an MLP for each channel
 RELU_SHIFT = 0.5            # an MLP's unit is silent below this, (h - 0.5)^2 above it
 VALUE_EVERY = 2             # layers: every 2nd, counted from the last, has value embeddings
@@ -51,17 +48,18 @@ HEAD_INIT = 0.001           # standard deviation of the unembedding: the first l
 SHARE_INIT = 0.1            # first share of each embedding in every layer's input
 GPU_LONG_EVERY = 4          # layers: every 4th sees the whole row (TTTL), and the last one always does
 GPU_SHORT_WINDOW = 8        # the others see T / 8 tokens back; the long ones are where distance pays
-GPU_DOCUMENTS = 16          # starts of documents a row that attention respects; a quota a batch would be a leak
+GPU_DOCUMENTS = 16          # starts of documents a row that attention respects; one quota a batch leaks
+GPU_TOP_LAYERS = 3          # last layers whose outputs the logits read, each by a learnt share
 GPU_SOFTCAP = 15.0          # logits bend to 1.1 times this by a tanh, which costs a CPU a tenth of its steps
 
-# --- Knobs: optimizers -----------------------------------------------------------------------------------------------
-
+# --- Knobs: optimizers ---------------------------------------------------------------------------------------
 CPU_MATRIX_LR = 0.06        # Muon, for all matrices inside the layers
 GPU_MATRIX_LR = 0.04        # the same; records have 0.035 to 0.05
-EMBED_LR = 0.6              # Adam, all embeddings but hashed values; this and the next two are times sqrt(768 / C)
+EMBED_LR = 0.6              # Adam, all embeddings but hashed values; this and the next two times sqrt(768 / C)
 HEAD_LR = 0.004             # Adam, unembedding
 GPU_TABLE_LR = 0.6          # RMSProp, tables of values; without warm-down
 RESIDUAL_LR = 0.005         # Adam, what stays of the residual stream in each layer
+GPU_TOP_LR = 0.02           # Adam, shares of the top layers and the gate of the embeddings' shares
 SHARE_LR = 0.5              # Adam, shares of the embeddings in each layer's input
 MATRIX_DECAY = 0.1          # cautious: only where the update shrinks the weight too; falls to 0 with the budget
 ADAM_BETA1 = 0.8            # Adam's momentum; short, because there are few steps
@@ -71,32 +69,28 @@ MOMENTUM_START = 0.85       # Muon's momentum at the first step and, with the lr
 MOMENTUM = 0.95             # ... and after the warm-up
 MOMENTUM_STEPS = 300        # steps of that warm-up
 NORMUON_BETA = 0.95         # Muon's second moment, one number a neuron
-MATRIX_WARMDOWN = 0.9       # last fraction of the budget, in which Muon's lr falls linearly; there is no warm-up
+MATRIX_WARMDOWN = 0.9       # last fraction of the budget, in which Muon's lr falls linearly; no warm-up
 ADAM_WARMDOWN = 0.65        # the same of Adam
 FINAL_LR = 0.05             # fraction of the lr that is left at the end
 
-# --- Settings that change speed, not results -------------------------------------------------------------------------
-
+# --- Settings that change speed, not results -----------------------------------------------------------------
 HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
-MEMORY_SHARE = 0.8          # fixed: of the free memory that a micro-batch may fill by the estimate below
-LAYER_BYTES = 44            # fixed: activations kept for backward, bytes a token, layer and channel (bf16)
-LOGIT_BYTES = 14            # fixed: logits and their gradients, bytes a token and vocabulary entry
+MEMORY_SHARE = 0.95         # fixed: of the free memory that a micro-batch may fill by the next two
+LAYER_NUMBERS = 33          # fixed: activations a token, layer and channel at the peak; a compiler keeps less
+LOGIT_BYTES = 16            # fixed: logits and their gradients at the peak, bytes a token and vocabulary entry
 TABLE_SHARE = 0.11          # fixed: of a card's memory that the hashed tables may fill with gradient and state
 TABLE_BYTES = 6             # fixed: a table's weight, gradient and state in bf16
 WIDE_BYTES = 10**11         # fixed: a card with more memory takes a head more
 PRINT_EVERY_S = 2.0         # fixed: seconds between two lines of progress
 
-# fixed: TFLOP/s of a multiprocessor of GeForce 50, Blackwell, Hopper, RTX 30 and 40, A100, older: 2/3 of data sheets
+# fixed: TFLOP/s of a core of GeForce 50, Blackwell, Hopper, RTX 30 and 40, A100, older: 2/3 of data sheets
 CORE_SPEEDS = (((12, 0), 1.2), ((10, 0), 10.0), ((9, 0), 4.9), ((8, 6), 1.1), ((8, 0), 2.3), ((0, 0), 0.2))
-# fixed: scale by a card's TFLOP/s: H100 1; A100, 4090 0.8; 3080 to A6000 0.65; 3060 0.55; no bf16, Apple's 0.4
+# fixed: scale by TFLOP/s: H100 1; A100, 4090 0.8; 3080 to A6000 0.65; 3060 0.55; no bf16, Apple's 0.4
 SPEED_LADDER = ((350, 1.0), (130, 0.8), (38, 0.65), (18, 0.55), (0, 0.4))
 
 # Quintic polynomials that take all singular values to 1: Polar Express, arXiv 2505.16932, safety factor 0.02.
-POLAR_EXPRESS = (
-    (8.156554524902, -22.483292925578, 15.878769915207), (4.042929935167, -2.808917465909, 0.500017845105),
-    (3.891667802293, -2.772484153218, 0.506064817850), (3.285753657756, -2.368129493343, 0.464490242330),
-    (2.346541325860, -1.709782838269, 0.423235511693),
-)
+POLAR_EXPRESS = ((8.156555, -22.483293, 15.878770), (4.042930, -2.808917, 0.500018), (3.891668, -2.772484, 0.506065),
+                 (3.285754, -2.368129, 0.464490), (2.346541, -1.709783, 0.423236))
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class Size:
     pair_rows: int = 0
     bigram_rows: int = 0
     trigram_rows: int = 0
-    softcap: float = 0.0
+    whole: bool = False  # with the parts that cost a CPU more than they give: softcap, top layers, gated shares
 
 
 def fit(speed: float, total_bytes: float) -> Size:
@@ -121,11 +115,11 @@ def fit(speed: float, total_bytes: float) -> Size:
     table_bytes = TABLE_BYTES * (layers // VALUE_EVERY + ratio) * VOCAB_SIZE * width  # for one V of bigram rows
     rows = VOCAB_SIZE * round(min(GPU_BIGRAM_ROWS * scale**4.5, TABLE_SHARE * total_bytes / table_bytes))
     return Size(layers, width, GPU_HEAD_WIDTH, round(GPU_STEP_TOKENS * scale**3), bigram_rows=rows,
-                trigram_rows=round(ratio * rows), softcap=GPU_SOFTCAP)
+                trigram_rows=round(ratio * rows), whole=True)
 
 
 def pick_size() -> Size:
-    """The size for this device, from its data sheet: a witness builds the same model without measuring anything."""
+    """The size for this device, from its data sheet: a witness builds the same model without measuring."""
     if device.type == "cpu":
         return Size(CPU_LAYERS, CPU_WIDTH, CPU_HEAD_WIDTH, CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)
     if device.type != "cuda":
@@ -135,19 +129,18 @@ def pick_size() -> Size:
     return fit(core_speed * card.multi_processor_count, card.total_memory)
 
 
-def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int) -> tuple[int, int]:
-    """(rows of a micro-batch, micro-batches a step): as many rows as fit, in equal parts, nothing need divide."""
-    token_bytes = LAYER_BYTES * size.layers * size.width + LOGIT_BYTES * vocab_size
+def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(rows of a micro-batch, micro-batches a step): as many rows as fit, in equal parts; nothing need divide."""
+    token_bytes = dtype.itemsize * LAYER_NUMBERS * size.layers * size.width + LOGIT_BYTES * vocab_size
     step_rows = max(1, round(size.step_tokens / seq_len))
     fit_rows = max(1, int(MEMORY_SHARE * free_bytes / (token_bytes * seq_len)))
     parts = math.ceil(step_rows / fit_rows)
     return math.ceil(step_rows / parts), parts
 
 
-# --- Tokens: what stood before each one ------------------------------------------------------------------------------
-
+# --- Tokens: what stood before each one ----------------------------------------------------------------------
 def histories(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token, the one before it and the one before that, (B, T) each; what lies before a document is BOS."""
+    """Each token, the one before it and the one before that, (B, T) each; before a document there is BOS."""
     bos = VOCAB_SIZE - 1  # begins every row and document
     before = F.pad(x[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
     earlier = F.pad(before[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
@@ -173,19 +166,19 @@ def last_same(keys: Tensor) -> Tensor:
 
 
 class Ngrams(nn.Module):
-    """A vector for each token and the n - 1 before it, (B, T, C), from two hashed tables of half the width each."""
+    """A vector for each token and the n - 1 before it, (B, T, C), from two hashed tables of half the width."""
 
     def __init__(self, n: int, rows: int, width: int, dtype: torch.dtype, number: int = 0):
         super().__init__()
-        self.n, self.rows = n, rows
+        self.rows = rows
         self.weight = nn.Parameter(torch.empty(2 * rows, width // 2, dtype=dtype))
-        dice = torch.Generator().manual_seed(100 * n + number)  # other collisions in every half of every layer
-        odd = 1 + 2 * torch.randint(1 << 31, (n, 2), generator=dice, device="cpu")  # times a token it fits int64
+        rng = torch.Generator().manual_seed(100 * n + number)  # other collisions in every half of every layer
+        odd = 1 + 2 * torch.randint(1 << 31, (n, 2), generator=rng, device="cpu")  # times a token it fits int64
         self.register_buffer("factors", odd.to(self.weight.device))
 
     def forward(self, history: tuple[Tensor, ...]) -> Tensor:
         mixed = torch.zeros_like(history[0])[..., None]  # (B, T, 2) from here on
-        for token, factors in zip(history[: self.n], self.factors, strict=True):
+        for token, factors in zip(history, self.factors, strict=False):  # n of them
             mixed = mixed ^ (token[..., None] * factors)
         second = torch.arange(0, 2 * self.rows, self.rows, device=mixed.device)
         return F.embedding(mixed % self.rows + second, self.weight).flatten(2)
@@ -208,25 +201,29 @@ class Induction(nn.Module):
         return norm(self.embed(followed)) * F.embedding(found, self.trust)
 
 
-# --- Model -----------------------------------------------------------------------------------------------------------
+# --- Model ---------------------------------------------------------------------------------------------------
+def compiled(function: Callable) -> Callable:
+    """Compiled on CUDA; a CPU would wait longer than it gains."""
+    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
+
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """In the type of the input, whatever the type of the weight."""
-    return F.linear(x, weight.to(x.dtype))
+    """In the type of the input, whatever that of the weight, a matrix or a stack of them."""
+    return F.linear(x, weight.flatten(0, -2).to(x.dtype))
 
 
 def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Rotary positions: turn each pair of channels, (d, d + D/2), by an angle that grows with the position."""
-    a, b = x.chunk(2, dim=-1)
+    (cos, sin), (a, b) = turns, x.chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) -> Tensor:
-    """Causal attention, (B, T, H, D): with `starts` inside documents and windows, without them over the whole row."""
+    """Causal attention, (B, T, H, D): with `starts` inside documents and windows, without over the whole row."""
     B, T, H, D = q.shape
     if starts is None:
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D)
@@ -236,35 +233,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) 
 
 
 class Block(nn.Module):
-    """One layer: a share of the embeddings into the residual stream, causal attention with gated values, MLP."""
+    """One layer: shares of the embeddings into the residual stream, attention with gated values, MLP."""
 
     def __init__(self, size: Size, window: int, n_values: int, n_inputs: int):
         super().__init__()
         C, self.n_heads, self.window = size.width, size.width // size.head_width, window
         self.stay = nn.Parameter(torch.empty(()))
         self.shares = nn.Parameter(torch.empty(n_inputs))
-        self.qkv = nn.Parameter(torch.empty(3, C, C))  # three matrices to Muon
+        self.slope = nn.Parameter(torch.empty(())) if size.whole else None
+        self.qkv = nn.Parameter(torch.empty(3, C, C))  # stacks of matrices, as Muon sees them
         self.gates = nn.Parameter(torch.empty(n_values + 1, self.n_heads, GATE_CHANNELS))
-        self.out = nn.Parameter(torch.empty(C, C))
-        self.up = nn.Parameter(torch.empty(MLP_RATIO * C, C))
-        self.down = nn.Parameter(torch.empty(C, MLP_RATIO * C))
+        self.out = nn.Parameter(torch.empty(1, C, C))
+        self.up = nn.Parameter(torch.empty(1, MLP_RATIO * C, C))
+        self.down = nn.Parameter(torch.empty(1, C, MLP_RATIO * C))
 
-    def forward(self, h: Tensor, inputs: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor,
+    def forward(self, h: Tensor, inputs: list[Tensor], values: list[Tensor], turns: Tensor,
                 starts: Tensor | None) -> Tensor:
-        shares = self.shares.to(h.dtype)
-        h = self.stay.to(h.dtype) * h + sum(share * z for share, z in zip(shares, inputs, strict=True))
-        h = h + self.attention(norm(h), values, cos, sin, starts)
-        return h + norm(linear(F.relu(linear(norm(h), self.up) - RELU_SHIFT).square(), self.down))
-
-    def attention(self, x: Tensor, values: list[Tensor], cos: Tensor, sin: Tensor, starts: Tensor | None) -> Tensor:
-        B, T, C = x.shape
-        qkv = linear(x, self.qkv.flatten(0, 1)).view(B, T, 3, self.n_heads, -1)
-        q, k = (norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE).unbind(2)  # (B, T, H, D) each
+        (B, T, C), shares = h.shape, self.shares.to(h.dtype)
+        fresh = sum(share * z for share, z in zip(shares, inputs, strict=True))
+        if self.slope is not None:
+            fresh = 2 * torch.sigmoid(self.slope.to(h.dtype) * h.mean(dim=-1, keepdim=True)) * fresh
+        h = self.stay.to(h.dtype) * h + fresh
+        x = norm(h)
+        qkv = linear(x, self.qkv).view(B, T, 3, self.n_heads, -1)
+        q, k = (norm(rotate(qkv[:, :, :2], turns)) * QK_SCALE).unbind(2)  # (B, T, H, D) each
         v = qkv[:, :, 2]
         for i, value in enumerate(values):
             v = v + self.gate(x, i, i * GATE_CHANNELS) * value.view_as(v)
         y = norm(attend(q, k, v, self.window, starts)) * self.gate(x, len(values), 0)
-        return linear(y.reshape(B, T, C), self.out)
+        h = h + linear(y.reshape(B, T, C), self.out)
+        hidden = F.relu(linear(norm(h), self.up) - RELU_SHIFT).square()
+        return h + norm(linear(hidden, self.down))
 
     def gate(self, x: Tensor, number: int, first: int) -> Tensor:
         """2 sigmoid of some channels of the input, (B, T, H, 1); 1 at the start."""
@@ -274,14 +273,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """model(x) gives logits (B, T, V), model(x, y) the mean loss in nats."""
 
-    def __init__(self, size: Size, vocab_size: int, dtype: torch.dtype, compiled: bool = False):
+    def __init__(self, size: Size, vocab_size: int, dtype: torch.dtype):
         super().__init__()
         L, C, D, self.dtype = size.layers, size.width, size.head_width, dtype
         self.embed = nn.Embedding(vocab_size, C)
         self.sources = nn.ModuleList()  # what every layer's input gets a share of, beside the token
         if size.pair_rows:
             self.sources.extend([Ngrams(2, size.pair_rows, C, dtype), Induction(vocab_size, C)])
-        self.values = nn.ModuleList(nn.ModuleList() for _ in range(L))  # of each layer: what its values get, gated
+        self.values = nn.ModuleList(nn.ModuleList() for _ in range(L))  # of each layer: what its values get
         layers = range((L - 1) % VALUE_EVERY, L, VALUE_EVERY)
         for i in layers:
             self.values[i].append(nn.Embedding(vocab_size, C))
@@ -295,15 +294,15 @@ class GPT(nn.Module):
         for i, tables in enumerate(self.values):
             is_long = (i + 1) % GPU_LONG_EVERY == 0 or i == L - 1
             window = MAX_SEQ_LEN if is_long else MAX_SEQ_LEN // GPU_SHORT_WINDOW
-            self.blocks.append(Block(size, window, len(tables), 1 + len(self.sources)))
-        self.head, self.softcap = nn.Parameter(torch.empty(vocab_size, C)), size.softcap
+            block = Block(size, window, len(tables), 1 + len(self.sources))
+            block.forward = compiled(block.forward)  # once for each kind of layer: seconds, the whole a minute
+            self.blocks.append(block)
+        self.tops = nn.Parameter(torch.empty(GPU_TOP_LAYERS)) if size.whole else None
+        self.head = nn.Parameter(torch.empty(vocab_size, C))
         angles = torch.outer(torch.arange(MAX_SEQ_LEN), ROPE_BASE ** (-torch.arange(0, D, 2) / D))  # (T, D/2)
-        self.register_buffer("cos", angles.cos()[:, None, None].to(dtype), persistent=False)  # (T, 1, 1, D/2)
-        self.register_buffer("sin", angles.sin()[:, None, None].to(dtype), persistent=False)
-        if compiled:  # the repeated part alone, once for each kind of layer: seconds in place of a minute
-            self.readout = torch.compile(self.readout, dynamic=False)
-            for block in self.blocks:
-                block.compile(dynamic=False)
+        turns = torch.stack((angles.cos(), angles.sin()))[:, :, None, None]  # (2, T, 1, 1, D/2)
+        self.register_buffer("turns", turns.to(dtype), persistent=False)
+        self.readout = compiled(self.readout)
         self.initialise()
 
     @torch.no_grad()
@@ -331,23 +330,25 @@ class GPT(nn.Module):
         distinct = dict.fromkeys(table for tables in self.values for table in tables)  # layers may share one
         made = {table: table(history if isinstance(table, Ngrams) else x).to(self.dtype) for table in distinct}
         starts = document_starts(x) if self.dtype == torch.bfloat16 else None
-        cos, sin = self.cos[: x.size(1)], self.sin[: x.size(1)]
-        h = inputs[0].clone()  # the first block is compiled with the others, none of which reads its own input
+        turns = self.turns[:, : x.size(1)]
+        streams = [inputs[0].clone()]  # the first block is compiled with the others: none reads its own input
         for block, tables in zip(self.blocks, self.values, strict=True):
-            h = block(h, inputs, [made[table] for table in tables], cos, sin, starts)
-        return self.readout(h, y)
+            streams.append(block(streams[-1], inputs, [made[table] for table in tables], turns, starts))
+        return self.readout(streams[-GPU_TOP_LAYERS:], y)
 
-    def readout(self, h: Tensor, y: Tensor | None) -> Tensor:
+    def readout(self, streams: list[Tensor], y: Tensor | None) -> Tensor:
+        h = streams[-1]
+        if self.tops is not None:
+            h = h + sum(share * z for share, z in zip(self.tops.to(h.dtype), streams, strict=True))
         logits = linear(norm(h), self.head).float()
-        if self.softcap:
-            logits = 1.1 * self.softcap * torch.tanh(logits / self.softcap)
+        if self.tops is not None:
+            logits = 1.1 * GPU_SOFTCAP * torch.tanh(logits / GPU_SOFTCAP)
         if y is not None:
             return F.cross_entropy(logits.flatten(0, 1), y.flatten())
         return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 16
 
 
-# --- Optimizers ------------------------------------------------------------------------------------------------------
-
+# --- Optimizers ----------------------------------------------------------------------------------------------
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest matrices with all singular values 1, (n, r, c), by five matrix polynomials."""
     x = x.to(dtype)
@@ -374,27 +375,6 @@ def muon_update(weight: Tensor, grad: Tensor, mean: Tensor, power: Tensor, lr: T
     return weight - lr * update - lr * decay * shrinks * weight
 
 
-class Muon:
-    """Momentum, orthogonalised. Matrices of one shape are updated together, (n, r, c)."""
-
-    def __init__(self, matrices: list[nn.Parameter], dtype: torch.dtype, compiled: bool):
-        self.dtype, self.groups, self.state = dtype, {}, {}
-        self.update = torch.compile(muon_update, dynamic=False) if compiled else muon_update
-        for p in matrices:
-            self.groups.setdefault(tuple(p.shape[-2:]), []).append(p)
-        for (r, c), group in self.groups.items():
-            n, new = sum(p.numel() for p in group) // (r * c), group[0].new_zeros
-            self.state[r, c] = new(n, r, c), new(n, r, 1) if r >= c else new(n, 1, c)  # mean, power
-
-    def step(self, lr: float, momentum: float, decay: float) -> None:
-        numbers = [torch.tensor(number) for number in (lr, momentum, decay)]  # tensors: no compilation for each value
-        for (r, c), group in self.groups.items():
-            weight, grad = (torch.cat([z.view(-1, r, c) for z in zs]) for zs in (group, [p.grad for p in group]))
-            fresh = self.update(weight, grad, *self.state[r, c], *numbers, self.dtype)
-            for p, new in zip(group, fresh.split([p.numel() // (r * c) for p in group]), strict=True):
-                p.copy_(new.view_as(p))
-
-
 def table_update(weight: Tensor, grad: Tensor, power: Tensor, lr: Tensor, bias: Tensor) -> None:
     """RMSProp without momentum: a row that this step did not meet stays where it is."""
     power.lerp_(grad.square(), 1 - GPU_TABLE_BETA2)
@@ -419,20 +399,23 @@ class Adam:
 class Optimizer:
     """Muon for matrices inside the layers, RMSProp for hashed values, Adam for the rest; rates follow the budget."""
 
-    def __init__(self, model: GPT, compiled: bool):
-        scale = math.sqrt(768 / model.embed.embedding_dim)
+    def __init__(self, model: GPT):
+        scale, blocks, self.dtype = math.sqrt(768 / model.embed.embedding_dim), model.blocks, model.dtype
         hashed = [part.weight for part in model.values.modules() if isinstance(part, Ngrams)]
         tokens = [part.weight for part in model.values.modules() if isinstance(part, nn.Embedding)]
+        tops = [p for name, p in model.named_parameters() if name.endswith(("tops", "slope"))]
         groups = [([model.embed.weight, *tokens, *model.sources.parameters()], EMBED_LR * scale),
-                  ([model.head], HEAD_LR * scale),
-                  ([block.stay for block in model.blocks], RESIDUAL_LR),
-                  ([block.shares for block in model.blocks], SHARE_LR)]
-        self.adam = [Adam(params, lr) for params, lr in groups]
-        self.tables = [(p, torch.zeros_like(p)) for p in hashed]
-        self.table_lr = GPU_TABLE_LR * scale
-        self.table_update = torch.compile(table_update, dynamic=False) if compiled else table_update
-        self.matrix_lr = CPU_MATRIX_LR if device.type == "cpu" else GPU_MATRIX_LR
-        self.muon = Muon([p for p in model.blocks.parameters() if p.ndim > 1], model.dtype, compiled)
+                  ([model.head], HEAD_LR * scale), (tops, GPU_TOP_LR),
+                  ([block.stay for block in blocks], RESIDUAL_LR), ([block.shares for block in blocks], SHARE_LR)]
+        self.adam = [Adam(params, lr) for params, lr in groups if params]
+        self.tables, self.table_lr = [(p, torch.zeros_like(p)) for p in hashed], GPU_TABLE_LR * scale
+        self.stacks, self.matrix_lr = [], CPU_MATRIX_LR if device.type == "cpu" else GPU_MATRIX_LR
+        for shape in dict.fromkeys(p.shape[1:] for p in blocks.parameters() if p.ndim == 3):
+            stacks = [p for p in blocks.parameters() if p.shape[1:] == shape]  # updated together
+            mean = torch.zeros_like(torch.cat(stacks))  # (n, r, c)
+            power = mean.mean(dim=-1 if shape[0] >= shape[1] else -2, keepdim=True)
+            self.stacks.append((stacks, mean, power))
+        self.muon_update, self.table_update = compiled(muon_update), compiled(table_update)
 
     @torch.no_grad()
     def step(self, progress: float, step: int) -> None:
@@ -443,39 +426,35 @@ class Optimizer:
         numbers = torch.tensor(self.table_lr), torch.tensor(1 - GPU_TABLE_BETA2 ** (step + 1))
         for table, power in self.tables:
             self.table_update(table, table.grad, power, *numbers)
-        warm = min(1.0, step / MOMENTUM_STEPS, matrix_left)
-        self.muon.step(self.matrix_lr * matrix_left, MOMENTUM_START + warm * (MOMENTUM - MOMENTUM_START),
-                       MATRIX_DECAY * (1 - progress))
+        momentum = MOMENTUM_START + min(1.0, step / MOMENTUM_STEPS, matrix_left) * (MOMENTUM - MOMENTUM_START)
+        rates = self.matrix_lr * matrix_left, momentum, MATRIX_DECAY * (1 - progress)
+        rates = [torch.tensor(rate) for rate in rates]  # a plain number would be compiled for at each value
+        for stacks, mean, power in self.stacks:
+            weight, grad = torch.cat(stacks), torch.cat([p.grad for p in stacks])
+            fresh = self.muon_update(weight, grad, mean, power, *rates, self.dtype)
+            for p, new in zip(stacks, fresh.split([len(p) for p in stacks]), strict=True):
+                p.copy_(new)
 
 
-# --- Training --------------------------------------------------------------------------------------------------------
-
-def warm_up(model: GPT, optimizer: Optimizer, rows: int) -> None:
-    """Two steps on random tokens: they compile all and touch all memory."""
-    dice = torch.Generator().manual_seed(0)
-    tokens = torch.randint(VOCAB_SIZE, (rows, MAX_SEQ_LEN + 1), generator=dice).to(device)
-    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # as the stream's: other strides compile anew
-    for step in range(2):  # the second one meets state that exists
-        model(x, y).backward()
-        optimizer.step(0.0, step)
-        model.zero_grad()
-
-
-def fit_rows(model: GPT, size: Size, compiled: bool) -> tuple[int, int]:
+# --- Training ------------------------------------------------------------------------------------------------
+def fit_rows(model: GPT, size: Size) -> tuple[int, int]:
     """Warm up with ever smaller micro-batches until one fits into memory; then make the weights new again."""
-    optimizer = Optimizer(model, compiled)
+    optimizer = Optimizer(model)
     free_bytes = torch.cuda.mem_get_info()[0] if device.type == "cuda" else HOST_BYTES
-    rows, parts = micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE)
-    while True:
+    rows, parts = micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE, model.dtype)
+    step = 0
+    while step < 2:  # they compile all and touch all memory; the second one meets state that exists
+        x, y = torch.randint(VOCAB_SIZE, (2, rows, MAX_SEQ_LEN), device=device)  # strided as the stream's
         try:
-            warm_up(model, optimizer, rows)
-            break
+            model(x, y).backward()
+            optimizer.step(0.0, step)
+            step += 1
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-        torch._dynamo.reset()  # else another number of rows is compiled for any number of rows, which is slower
+            torch._dynamo.reset()  # else another number of rows is compiled for any number of rows, which is slower
+            rows, parts, step = math.ceil(rows / 2), 2 * parts, 0
         model.zero_grad()
-        rows, parts = math.ceil(rows / 2), 2 * parts
     torch.manual_seed(SEED)
     model.initialise()
     return rows, parts
@@ -493,10 +472,10 @@ def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None
         optimizer.step(batch.progress, step)
         model.zero_grad()
         tokens += batch.x.numel()
-        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S:  # to read the loss waits for the device
-            if not math.isfinite(value := float(loss)):  # a NaN stays in the weights: it is seen, whichever part had it
+        if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S:
+            value, speed = loss.item(), tokens / passed  # waits for the device
+            if not math.isfinite(value):  # a NaN stays in the weights: it is seen, whenever it came
                 raise SystemExit(f"loss is not finite at step {step + 1}")
-            speed = tokens / passed
             print(f"step {step + 1} | {batch.progress:.0%} | loss {value:.4f} | {speed:.0f} tok/s", flush=True)
             tokens, printed_at = 0, time.perf_counter()
 
@@ -504,15 +483,14 @@ def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None
 def main() -> None:
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
-    size, fast = pick_size(), device.type == "cuda"  # a CPU would wait longer than it gains
-    modern = fast and torch.cuda.get_device_capability() >= (8, 0)  # else no bfloat16 and no flash attention
+    modern = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # else no bfloat16, no masks
+    size, dtype = pick_size(), torch.bfloat16 if modern else torch.float32
     with torch.device(device):
-        dtype = torch.bfloat16 if modern else torch.float32
-        model = GPT(size, VOCAB_SIZE, dtype, compiled=fast).eval()
-    rows, parts = fit_rows(model, size, compiled=fast)
+        model = GPT(size, VOCAB_SIZE, dtype).eval()
+    rows, parts = fit_rows(model, size)
     print(f"{size} | micro-batch {rows} x {MAX_SEQ_LEN}, {parts} a step | {device}", flush=True)
     gc.disable()  # a collection of cycles in the middle of a step stalls the GPU
-    train(model, Optimizer(model, fast), rows, parts)
+    train(model, Optimizer(model), rows, parts)
     finish(model)
 
 

@@ -102,10 +102,11 @@ def passes(data: Data, n_tokens: float) -> float:
 
 
 def cache_folder() -> Path:
+    if forced := os.environ.get("AUTORESEARCH_CACHE"):
+        return Path(forced).absolute()
     from platformdirs import user_cache_path
 
-    forced = os.environ.get("AUTORESEARCH_CACHE")
-    return Path(forced).absolute() if forced else user_cache_path("autoresearch")
+    return user_cache_path("autoresearch")
 
 
 def default_data() -> str:

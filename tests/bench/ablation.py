@@ -42,7 +42,7 @@ PARTS: dict[str, list[tuple[str, str]]] = {  # part: replacements that switch it
     "value embeddings": [("range((L - 1) % VALUE_EVERY, L, VALUE_EVERY)", "[]")],
     "norm of each head": [("norm(attend(q, k, v, self.window, starts))", "attend(q, k, v, self.window, starts)")],
     "gate of each head": [(" * self.gate(x, len(values), 0)", " * (1 + 0 * self.gate(x, len(values), 0))")],
-    "norm of an MLP's output": [("h + norm(linear(F.relu(", "h + (linear(F.relu(")],
+    "norm of an MLP's output": [("h + norm(linear(hidden, self.down))", "h + linear(hidden, self.down)")],
     "relu's shift": [("RELU_SHIFT", "0.0")],
     "NorMuon variance step": [("power.clamp_min(1e-10).rsqrt()", "1.0")],
     "cautious decay (plain)": [("(update * weight > 0).to(weight.dtype)", "1.0")],
@@ -50,10 +50,14 @@ PARTS: dict[str, list[tuple[str, str]]] = {  # part: replacements that switch it
     "embeddings in every layer, at first": [("SHARE_INIT", "0.0")],
     "learnt residual weights": [("RESIDUAL_LR", "0.0")],
     "relu squared (relu)": [(" - RELU_SHIFT).square()", " - RELU_SHIFT)")],
-    "q and k norm": [("norm(rotate(qkv[:, :, :2], cos, sin)) * QK_SCALE", "rotate(qkv[:, :, :2], cos, sin)")],
+    "q and k norm": [("norm(rotate(qkv[:, :, :2], turns)) * QK_SCALE", "rotate(qkv[:, :, :2], turns)")],
     "q and k times 1.15": [("QK_SCALE", "1.0")],
-    "no softcap (15)": [("CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)",
-                         "CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS, softcap=15.0)")],
+    "no softcap (15)": [("        if self.tops is not None:\n            logits",
+                         "        if True:\n            logits")],
+    "no gate of the shares": [(" if size.whole else None\n        self.qkv", "\n        self.qkv")],
+    "no shares of the top layers": [
+        ("(GPU_TOP_LAYERS)) if size.whole else None", "(GPU_TOP_LAYERS))"),
+        ("        if self.tops is not None:\n            logits", "        if False:\n            logits")],
     "smaller first matrices": [("INIT_SCALE", "1.0")],
     "momentum warm-up": [("MOMENTUM_START", "0.95")],
     "long warm-down (40 %)": [("MATRIX_WARMDOWN", "0.4"), ("ADAM_WARMDOWN", "0.4")],
@@ -98,7 +102,7 @@ def train(module: types.ModuleType, data: Data, seed: int, steps: int) -> torch.
     torch.manual_seed(seed)
     model = module.GPT(module.pick_size(), data.vocab_size, torch.float32).eval()
     module.stream = lambda rows, seq_len: batches(data, seed * 10_000, steps)
-    module.train(model, module.Optimizer(model, compiled=False), ROWS, 1)
+    module.train(model, module.Optimizer(model), ROWS, 1)
     return model
 
 

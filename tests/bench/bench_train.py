@@ -1,4 +1,4 @@
-"""Speed and worth of train.py on this machine, beside a plain GPT of the same width and depth with AdamW.
+"""Speed and worth of train.py on this machine, beside a plain GPT of about its size with AdamW.
 
     python tests/bench/bench_train.py                         tokens/s of the two, a short trial each
     python tests/bench/bench_train.py --budget 60 --seeds 3   the bar: mean val_bpb of both, and the difference

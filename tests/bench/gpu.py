@@ -9,6 +9,7 @@ rows where a package that prepares text is missing.
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -29,10 +31,12 @@ import torch  # noqa: E402
 
 ON_GPU = torch.cuda.is_available() and os.environ.get("AUTORESEARCH_DEVICE") != "cpu"
 DEVICE = "cuda" if ON_GPU else "cpu"
+MODERN = ON_GPU and torch.cuda.get_device_capability() >= (8, 0)  # bfloat16 and variable-length attention
 VOCAB, T = (8192, 2048) if ON_GPU else (512, 128)
 TOTAL_S = 580.0
 TRIAL_S, LONG_TRIAL_S = (20.0, 60.0) if ON_GPU else (2.0, 3.0)
-PACKAGES = ("numpy", "tiktoken", "rustbpe", "filelock", "platformdirs", "sympy", "networkx", "triton", "flash_attn")
+PACKAGES = ("numpy", "tiktoken", "rustbpe", "filelock", "platformdirs", "safetensors", "psutil", "pynvml", "sympy",
+            "networkx", "triton", "flash_attn")
 PEAK_TFLOPS = {9: 989.0, 8: 312.0}  # dense bf16 of an H100 and an A100, for MFU
 MB = 1 << 20
 
@@ -58,12 +62,12 @@ def wait() -> None:
 
 
 def facts(folder: Path) -> dict:
-    from lab import card, sandbox
-
     found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
-             "cores": os.cpu_count(), "sandbox": sandbox.level(), "driver": card.driver(),
-             "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],
-             "for_triton": card.missing_for_triton()}
+             "cores": os.cpu_count(), "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None]}
+    with contextlib.suppress(ImportError):
+        from lab import card, sandbox
+
+        found |= {"sandbox": sandbox.level(), "driver": card.driver(), "for_triton": card.missing_for_triton()}
     if ON_GPU:
         about, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
         found |= {"card": about.name, "capability": f"{about.major}.{about.minor}", "total_gb": total / 1e9,
@@ -118,17 +122,21 @@ def ipc(folder: Path) -> dict:
     return {"shared": bool((buffer == 7).all()), "seconds_with_a_start": time.perf_counter() - began}
 
 
-def load_train():
-    """train.py as a module, without a referee."""
+def load_train() -> ModuleType:
+    """train.py as a module, without a referee; on a CPU with the front end of the compiler alone, which counts."""
     trial = {"vocab_size": VOCAB, "max_seq_len": T, "seed": 0, "device": DEVICE}
     os.environ["AUTORESEARCH_TRIAL"] = json.dumps(trial)
     import train
 
+    if not ON_GPU:
+        train.compiled = functools.partial(torch.compile, dynamic=False, backend="eager")
     return train
 
 
 def attention(folder: Path) -> dict:
     """The recipe's attention beside plain SDPA, outputs and gradients; milliseconds of both directions."""
+    if ON_GPU and not MODERN:
+        return {"skipped": "the card has no bfloat16: train.py uses SDPA there"}
     train = load_train()
     B, H, D = (4, 5, 128) if ON_GPU else (1, 2, 32)
     dtype = torch.bfloat16 if ON_GPU else torch.float32
@@ -158,32 +166,32 @@ def attention(folder: Path) -> dict:
 def size_of(train, scale: float):
     """The recipe at a scale of the ladder, with the tables and memory of this card."""
     if not ON_GPU:
-        return train.Size(max(1, round(2 * scale)), 32, 16, 4 * T, pair_rows=97)
+        return train.Size(max(2, round(4 * scale)), 96, 32, 4 * T, bigram_rows=97, trigram_rows=101, whole=True)
     speed = next(least for least, s in train.SPEED_LADDER if s == scale)
     return train.fit(speed + 1, torch.cuda.get_device_properties(0).total_memory)
 
 
 def steps(scale: float, whole: bool = False, rows_share: float = 1.0, fa4: bool = False) -> dict:
     """Compile and 20 steps: frames after warm-up, tokens/s, MFU, peak memory beside the estimate."""
-    train = load_train()
-    if fa4 and ON_GPU:
+    if fa4:
         from torch.nn.attention import activate_flash_attention_impl
 
         activate_flash_attention_impl("FA4")
-    size, dtype = size_of(train, scale), torch.bfloat16 if ON_GPU else torch.float32
+    train, began = load_train(), time.perf_counter()
+    size, dtype = size_of(train, scale), torch.bfloat16 if MODERN else torch.float32
     torch.set_float32_matmul_precision("high")
-    began = time.perf_counter()
+    compiled = train.compiled
+    train.compiled = (lambda function: function) if whole else compiled
     with torch.device(DEVICE):
-        model = train.GPT(size, VOCAB, dtype, compiled=ON_GPU and not whole).eval()
-    if whole and ON_GPU:
-        model.compile(dynamic=False)
-    rows, parts = train.fit_rows(model, size, compiled=ON_GPU)
-    rows = max(1, round(rows * rows_share))
-    optimizer = train.Optimizer(model, compiled=ON_GPU)
-    train.warm_up(model, optimizer, rows)
-    wait()
+        model = train.GPT(size, VOCAB, dtype).eval()
+    train.compiled = compiled
+    if whole:
+        model.forward = compiled(model.forward)
+    rows, parts = train.fit_rows(model, size)
+    rows, optimizer = max(1, round(rows * rows_share)), train.Optimizer(model)
+    speed_of(model, optimizer, rows, 2)  # compiles other shapes and meets state that exists
     return {"compile_s": time.perf_counter() - began, "rows": rows, "parts": parts,
-            **speed_of(train, model, optimizer, rows, 20 if ON_GPU else 3), **memory_of(train, size, rows)}
+            **speed_of(model, optimizer, rows, 20 if ON_GPU else 3), **memory_of(train, model, size, rows)}
 
 
 def frames() -> int:
@@ -191,9 +199,10 @@ def frames() -> int:
     return counters.counters["frames"]["total"] if counters else 0
 
 
-def speed_of(train, model, optimizer, rows: int, n_steps: int) -> dict:
+def speed_of(model, optimizer, rows: int, n_steps: int) -> dict:
     x, before = torch.randint(VOCAB, (rows, T), device=DEVICE), frames()
     gc.disable()
+    wait()
     began = time.perf_counter()
     for step in range(n_steps):
         model(x, x).backward()
@@ -203,15 +212,16 @@ def speed_of(train, model, optimizer, rows: int, n_steps: int) -> dict:
     taken = time.perf_counter() - began
     n_matrix = sum(p.numel() for p in model.blocks.parameters()) + model.head.numel()
     n_tokens = rows * T * n_steps
-    found = {"tokens_a_s": n_tokens / taken, "frames_after_warm_up": frames() - before}
+    found = {"tokens_a_s": n_tokens / taken, "frames": before, "frames_after_warm_up": frames() - before}
     if ON_GPU:
         peak = PEAK_TFLOPS.get(torch.cuda.get_device_capability()[0])
         found["mfu_without_attention"] = peak and 6 * n_matrix * n_tokens / taken / 1e12 / peak
     return found
 
 
-def memory_of(train, size, rows: int) -> dict:
-    estimate = rows * T * (train.LAYER_BYTES * size.layers * size.width + train.LOGIT_BYTES * VOCAB)
+def memory_of(train, model, size, rows: int) -> dict:
+    layer_bytes = model.dtype.itemsize * train.LAYER_NUMBERS * size.layers * size.width
+    estimate = rows * T * (layer_bytes + train.LOGIT_BYTES * VOCAB)
     peak = torch.cuda.max_memory_allocated() if ON_GPU else 0
     return {"estimate_of_activations_gb": estimate / 1e9, "peak_gb": peak / 1e9}
 
@@ -221,24 +231,24 @@ def corpus(folder: Path):
     import numpy as np
 
     from lab.corpus import Data
+    from lab.ledger import SetupError
 
     where = folder / "rows"
     if (where / "manifest.json").exists():
         return Data.load(where)
     if ON_GPU:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError, SetupError):
             from lab import corpus as room
 
-            os.environ["AUTORESEARCH_CACHE"] = str(folder / "cache")
             room.SIZES["builtin"] = room.LARGE
             data = room.open_data("builtin")
             where.symlink_to(data.folder)
             return data
     where.mkdir()
     rows = {"train": 4096, "val": 256, "test": 64} if ON_GPU else {"train": 512, "val": 64, "test": 16}
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for split, n in rows.items():
-        dice.integers(0, VOCAB - 1, (n, T + 1)).astype(np.uint16).tofile(where / f"{split}.bin")
+        rng.integers(0, VOCAB - 1, (n, T + 1)).astype(np.uint16).tofile(where / f"{split}.bin")
     write_tokenizer(where / "tokenizer.json")
     manifest = {"name": "random", "source": str(where), "shards": 0, "read": "", "hash": "0" * 64, "rows": rows,
                 "vocab_size": VOCAB, "max_seq_len": T, "eval_rows": {split: rows[split] for split in ("val", "test")}}
@@ -351,6 +361,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
+        os.environ["AUTORESEARCH_CACHE"] = str(options.folder / "cache")
         work = {"smallest": lambda folder: steps(0.55)}.get(options.step) or STEPS[options.step][1]
         print(json.dumps(rounded(work(options.folder))), flush=True)
         return
