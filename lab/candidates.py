@@ -11,7 +11,7 @@ from lab.store import Store
 def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:
     """The train.py that a step measures, saved, with a seed of its own; the same rows give the same seed."""
     if isinstance(step, New):
-        number = store.next_number()
+        number = store.next_number
         commit = save(store, number, step)
         return Candidate(number, commit, 100 * number, step, session.code)
     known = session.experiment(step.number)
