@@ -1,4 +1,4 @@
-"""Rows of results.tsv: write them, read them, count with them; and the types that outlive a night.
+"""The rows of results.tsv, what they add up to, and the types that outlive a night.
 
 Promises: a row is appended whole and fsynced, or not at all; what is written reads back as the same row.
 Decides nothing: verdicts come from agent.py, numbers from the referee, and store.py says which file is the truth.
@@ -6,12 +6,10 @@ Decides nothing: verdicts come from agent.py, numbers from the referee, and stor
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
-from enum import Enum
-from functools import lru_cache
+from enum import StrEnum
 from pathlib import Path
 
 
@@ -19,67 +17,61 @@ class SetupError(Exception):
     """The user must act; the message is one line that says what is wrong and what to do."""
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """What a row of results.tsv is."""
 
     KEEP = "keep"
     DISCARD = "discard"
     CRASH = "crash"
-    REPEAT = "repeat"         # another trial of a commit already tried
-    BUSY = "busy"             # a trial that did not have its machine: it counts nowhere and runs again
-
-    __str__ = str.__str__
-    __hash__ = str.__hash__  # so that a dict with plain strings for keys finds it
+    REPEAT = "repeat"  # another trial of a commit already tried
+    BUSY = "busy"      # a trial that did not have its machine: it counts nowhere and runs again
 
 
-class Ending(str, Enum):
+class Ending(StrEnum):
     """How a trial ended. Decisions read this, never the text of a reason."""
 
     SCORED = "scored"
-    CRASHED = "crashed"       # its own code fell over
-    MEMORY = "memory"         # out of memory, its own or while it was scored
-    FOUL = "foul"             # it broke the contract of a trial
+    CRASHED = "crashed"            # its own code fell over
+    MEMORY = "memory"              # out of memory, its own or while it was scored
+    FOUL = "foul"                  # it broke the contract of a trial
     UNREPEATABLE = "unrepeatable"  # the witness could not run its train.py, or differed everywhere
-    BUSY = "busy"             # it did not have its machine
-    MACHINE = "machine"       # the referee or the device failed, not the trial
-
-    __str__ = str.__str__
-    __hash__ = str.__hash__  # so that a dict with plain strings for keys finds it
+    BUSY = "busy"                  # it did not have its machine
+    MACHINE = "machine"            # the referee or the device failed, not the trial
 
 
 @dataclass(frozen=True)
 class Proposal:
     """One idea, already a complete and checked train.py."""
 
-    description: str          # one line, the proposer's words
-    code: str                 # the whole train.py that results
-    source: str               # the model's name, "tuner" or "baseline"
+    description: str     # one line, the proposer's words
+    code: str            # the whole train.py that results
+    source: str          # the model's name, "tuner" or "baseline"
     reasoning: str = ""
-    usd: float = 0.0          # list price of every call that led here, repairs included
-    note: str = ""            # facts about how it came to be ("repaired once", ...)
+    usd: float = 0.0     # list price of every call that led here, repairs included
+    note: str = ""       # facts about how it came to be ("repaired once", ...)
 
 
 @dataclass(frozen=True)
 class Trial:
     """What the referee measured in one run of one train.py with one seed. A crash is a value, never an exception."""
 
-    val_bpb: float | None     # bits per byte on `split`; None for a crash
-    reason: str               # why it crashed, one line; "" when it did not
+    val_bpb: float | None       # bits per byte on `split`; None for a crash
+    reason: str                 # why it crashed, one line; "" when it did not
     seed: int
-    split: str                # "val" or "test"
-    budget: float             # seconds of training
+    split: str                  # "val" or "test"
+    budget: float               # seconds of training
     device: str
-    data: str                 # first eight characters of the data hash
-    sandbox: str              # what the kernel enforced, "none" where it could not
+    data: str                   # first eight characters of the data hash
+    sandbox: str                # what the kernel enforced, "none" where it could not
     train_seconds: float = 0.0
     total_seconds: float = 0.0
-    tokens_m: float = 0.0     # millions of training tokens handed out
-    params_m: float = 0.0     # millions of parameters, as the model object counts them
-    memory_gb: float = 0.0    # peak: GPU memory where there is one, else resident memory
+    tokens_m: float = 0.0       # millions of training tokens handed out
+    params_m: float = 0.0       # millions of parameters, as the model object counts them
+    memory_gb: float = 0.0      # peak: GPU memory where there is one, else resident memory
     ending: Ending = Ending.SCORED
-    witnessed: bool = False   # a second process that was told nothing said the same
-    note: str = ""            # measured peculiarities ("pins its own seed", ...)
-    log: str = ""             # bounded head and tail of what it printed: data, never parsed for a number
+    witnessed: bool = False     # a second process that was told nothing said the same
+    note: str = ""              # measured peculiarities ("pins its own seed", ...)
+    log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, stop
 
     @property
@@ -97,7 +89,7 @@ class Row:
     status: Status = Status.DISCARD
     description: str = ""
     experiment: int = 0
-    parent: str = ""          # commit of the incumbent it was judged against
+    parent: str = ""  # commit of the incumbent it was judged against
     seed: int = 0
     split: str = "val"
     budget: float = 0.0
@@ -111,39 +103,7 @@ class Row:
     data: str = ""
     sandbox: str = ""
     note: str = ""
-    when: str = ""            # ISO 8601, UTC
-
-
-COLUMNS = tuple(f.name for f in fields(Row))
-HEADER = "\t".join(COLUMNS) + "\n"
-_FORMATS = {
-    "val_bpb": ".6f", "memory_gb": ".2f", "budget": "g",
-    "train_seconds": ".1f", "total_seconds": ".1f",
-    "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f",
-}
-_FORMULA = re.compile(r"'*[=+\-@]")  # a spreadsheet would compute a cell that begins so
-_FEW_VALUES = ("parent", "split", "source", "device", "data", "sandbox")
-
-
-def _read_text(cell: str) -> str:
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
-
-
-def _write_text(text: str) -> str:
-    text = one_line(text)
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def _readers() -> dict[str, Callable[[str], object]]:
-    """How each column's cell is read. Equal texts and numbers share their memory: twenty thousand rows stay in it."""
-    number = lru_cache(1024)(lambda cell: float(cell or 0))
-    by_type = {str: _read_text, int: lambda cell: int(cell or 0)}
-    readers = {f.name: by_type.get(f.type, number) for f in fields(Row)}
-    readers |= dict.fromkeys(_FEW_VALUES, lambda cell: sys.intern(_read_text(cell)))
-    return readers | {"val_bpb": lambda cell: float(cell) if cell else None, "status": Status}
-
-
-_READ = _readers()
+    when: str = ""    # ISO 8601, UTC; the order of rows is the file's
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +127,9 @@ class Experiment:
         return self.own.status
 
     def values(self, split: str) -> list[float]:
-        """val_bpb of its trials on one split. A trial that did not have its machine counts nowhere."""
-        return [row.val_bpb for row in self.rows
-                if row.split == split and row.val_bpb is not None and row.status != Status.BUSY]
+        """val_bpb of its trials on one split; a trial that did not have its machine does not count."""
+        rows = [row for row in self.rows if row.split == split and row.status != Status.BUSY]
+        return [row.val_bpb for row in rows if row.val_bpb is not None]
 
     @property
     def val_bpb(self) -> float | None:
@@ -193,12 +153,8 @@ def incumbent(history: Sequence[Experiment]) -> Experiment | None:
 
 def misses(history: Sequence[Experiment]) -> int:
     """Experiments with a verdict since the last keep; 0 before the first keep."""
-    count = 0
-    for experiment in reversed(history):
-        if experiment.status == Status.KEEP:
-            return count
-        count += experiment.status != Status.BUSY
-    return 0
+    verdicts = [e.status for e in reversed(history) if e.status != Status.BUSY]
+    return verdicts.index(Status.KEEP) if Status.KEEP in verdicts else 0
 
 
 def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
@@ -211,10 +167,9 @@ def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def sigma(history: Sequence[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds, from trials of equal commits; None before anything was measured twice.
+    """Noise of val_bpb between seeds, by the validation split where it can say; None before a repeat.
 
-    The test split says it where the validation split has no repeat. A train.py that pins its own seed repeats one
-    value, which counts once: it says nothing of the noise.
+    A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
     """
     repeated = [experiment for experiment in history if len(experiment.rows) > 1]
     for split in ("val", "test"):
@@ -225,13 +180,30 @@ def sigma(history: Sequence[Experiment]) -> float | None:
 
 def pinned(experiment: Experiment, trial: Trial) -> str:
     """A note when another seed gave the same value to six decimals: a pinned seed hides the noise."""
-    if trial.val_bpb is None:
-        return ""
-    for row in experiment.rows:
-        other_seed = row.split == trial.split and row.seed != trial.seed
-        if other_seed and row.val_bpb is not None and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}":
+    others = [row for row in experiment.rows if row.split == trial.split and row.seed != trial.seed]
+    for row in others if trial.val_bpb is not None else ():
+        if row.val_bpb is not None and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}":
             return f"pins its own seed: seed {row.seed} gave the same val_bpb"
     return ""
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+HEADER = "\t".join(COLUMNS) + "\n"
+SPARE = ".{}.new"  # where a file's next contents are written before they replace it
+_FORMATS = {
+    "val_bpb": ".6f", "memory_gb": ".2f", "budget": "g",
+    "train_seconds": ".1f", "total_seconds": ".1f",
+    "tokens_m": ".3f", "params_m": ".3f", "usd": ".4f",
+}
+_FORMULA = re.compile(r"'*[=+\-@]")  # a spreadsheet would compute a cell that begins so
+_READERS = {
+    str: lambda cell: cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell,
+    int: lambda cell: int(cell or 0),
+    float: lambda cell: float(cell or 0),
+    float | None: lambda cell: float(cell) if cell else None,
+    Status: Status,
+}
+_READ = {f.name: _READERS[f.type] for f in fields(Row)}
 
 
 def utc_now() -> str:
@@ -248,12 +220,11 @@ def format_row(row: Row) -> str:
     cells = []
     for name in COLUMNS:
         value = getattr(row, name)
-        if value is None:
-            cells.append("")
-        elif isinstance(value, str):
-            cells.append(_write_text(value))
+        if isinstance(value, str):
+            value = one_line(value)
+            cells.append(f"'{value}" if _FORMULA.match(value) else value)
         else:
-            cells.append(format(value, _FORMATS.get(name, "")))
+            cells.append("" if value is None else format(value, _FORMATS.get(name, "")))
     return "\t".join(cells) + "\n"
 
 
@@ -273,18 +244,15 @@ def read(path: Path) -> list[Row]:
 def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
     """Every whole row; a torn last line is skipped. Raises ValueError, with the line's number, for a damaged one.
 
-    The field's files of five columns read too: a row is an experiment, and a crash is logged as 0.
+    The original's files of five columns read too: a row is an experiment, and a crash is logged as 0.
     """
     text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     header, *lines = text.split("\n")[:-1] or [""]
-    if not header:
-        return []
-    columns = header.split("\t")
-    unknown = [column for column in columns if column not in _READ]
-    if unknown:
+    columns = header.split("\t") if header else []
+    if unknown := [column for column in columns if column not in _READ]:
         raise ValueError(f"{name} line 1: unknown columns {', '.join(map(repr, unknown[:3]))}")
     rows = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines if columns else []):
         try:
             row = parse_row(line, columns)
         except ValueError as error:
@@ -309,17 +277,9 @@ def append(path: Path, row: Row) -> None:
             raise
 
 
-def spare(path: Path) -> Path:
-    """Where a file's next contents are written before they replace it."""
-    return path.with_name(f".{path.name}.new")
-
-
 def write_durably(path: Path, data: bytes | Iterable[memoryview]) -> None:
-    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode.
-
-    data: the contents, or parts of them, of which one at a time is in memory.
-    """
-    new = spare(path)
+    """Replace a file so that a power cut leaves the old or the new one whole; it keeps its mode."""
+    new = path.with_name(SPARE.format(path.name))
     with open(new, "wb") as file:
         file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()

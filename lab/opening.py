@@ -29,7 +29,10 @@ def open_session(root: Path, options: argparse.Namespace, say: Say) -> tuple[Sto
     """The session on its branch, its data and its model. Raises SetupError with nothing changed."""
     read_program(root)
     check_device()
-    store = Store.open(root, options.tag, datetime.now().strftime("%b%d").lower())
+    try:
+        store = Store.open(root, options.tag, datetime.now().strftime("%b%d").lower())
+    except OSError as error:
+        raise SetupError(f"{one_line(str(error))}: put that right, then start again") from None
     try:
         rows = store.rows()
         if options.word == "confirm" and not rows:

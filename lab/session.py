@@ -107,7 +107,7 @@ class Session:
 def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:
     """The saved train.py that a step measures, with a seed of its own. The same rows give the same seed."""
     if isinstance(step, New):
-        number, proposal = store.next_number(), step.proposal
+        number, proposal = store.next_number, step.proposal
         body = f"{proposal.reasoning}\n\nsource: {proposal.source}"
         if step.split == "val":  # a removal of confirm may still be proposed
             body += f"\nfingerprint: {edits.fingerprint(proposal.code)}"

@@ -20,7 +20,7 @@ from fakes import environment, git, make_checkout
 
 WAITS_SHORTER = 60
 READING = {"rev-parse", "cat-file", "ls-tree", "merge-base", "for-each-ref", "ls-files", "var", "check-ref-format",
-           "diff", "symbolic-ref", "rev-list"}  # git commands that change nothing
+           "diff", "symbolic-ref", "rev-list", "status"}  # git commands that change nothing
 
 # Two knobs for the tuner; the loop below is never reached, but the rules ask for it. The grandchild has left the
 # trial's process group, as a data loader may: whoever ends a trial must find it too.
