@@ -7,11 +7,12 @@ must say what the trial said. Nothing else can be prepared for: the trial cannot
 has ended, and the witness cannot know what the trial saw.
 
 At the last true place, the one before the foreign tokens, no future exists. A model that lowers its loss there by
-looking ahead sees a foreign token instead, whatever else it knows, so the mean of (witness - trial) over those places
-estimates, without bias, what looking ahead is worth: half of the places are uniform. The other half is drawn where the
-trial's loss lies far below the baseline's, since a rare leak pays most there. Losses that are too good by far are
-likely to be asked: a whole leak at one place in 2 500 moves the mean by ten times the bound. At all earlier places a
-difference of any sign betrays a model that looks further ahead, at other rows, or at its own past.
+looking ahead sees a foreign token instead, whatever else it knows, so the mean of what (witness - trial) lies above 0
+over those places is at least what looking ahead is worth. Differences below 0 earn nothing back: a trial that is a
+little worse where it expects to be asked would hide a leak everywhere else. Half of the places are uniform. The other
+half is drawn where the trial's loss lies far below the baseline's, since a rare leak pays most there: a whole leak at
+one place in 2 500 moves the mean by ten times the bound. At all earlier places a difference of any sign betrays a model
+that looks further ahead, at other rows, or at its own past.
 
 | leak | found with probability |
 |---|---|
@@ -34,19 +35,18 @@ from lab.ledger import Ending
 class Bounds:
     """What honest models of any kind move by in a second process, in nats."""
 
-    last: float      # mean of (witness - trial) at the last true places
+    last: float      # mean of (witness - trial) above 0, at the last true places
     differs: float   # from here on the loss of a token counts as another one
     share: float     # of the earlier places that may differ
 
 
 BOUNDS = {
     "cpu": Bounds(last=2e-4, differs=1e-2, share=5e-3),
-    "cuda": Bounds(last=5e-4, differs=2e-2, share=1e-2),  # by reasoning, not yet measured on a card
-    "mps": Bounds(last=5e-4, differs=2e-2, share=1e-2),
+    "cuda": Bounds(last=1e-3, differs=2e-2, share=1e-2),  # by reasoning, not yet measured on a card
+    "mps": Bounds(last=1e-3, differs=2e-2, share=1e-2),
 }
 LAST_SHARE = 0.02    # of the last true places may differ: there a leak shows that does not pay
 EVERYWHERE = 0.5     # share of earlier places: beyond it something that was learnt is missing
-WORSE = -0.05        # a difference counts as no lower: a trial's worse places hide no better ones
 
 
 def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
@@ -94,7 +94,7 @@ def verdict(trial: np.ndarray, witness: np.ndarray, cuts: np.ndarray,
     earlier = np.arange(trial.shape[1]) < (cuts - 1)[:, None]
     share = float((np.abs(moved[earlier]) > bounds.differs).mean()) if earlier.any() else 0.0
     last = moved[np.arange(len(cuts)), cuts - 1]
-    easier = float(np.maximum(last, WORSE).mean())
+    easier = float(np.maximum(last, 0).mean())
     last_share = float((np.abs(last) > bounds.differs).mean())
     if share > EVERYWHERE:
         return Ending.UNREPEATABLE, (f"differs everywhere: at {share:.0%} of the places a second process with its "

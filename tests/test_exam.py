@@ -185,6 +185,20 @@ def test_a_trial_that_repays_where_it_is_cheap_is_found():
     assert exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
 
 
+def test_a_small_leak_everywhere_is_not_hidden_by_being_worse_where_it_expects_to_be_asked():
+    """Below `differs` each, the two would come out even: half of the places are asked where the trial is best."""
+    rng = np.random.default_rng(0)
+    honest, baseline = honest_losses(0)
+    pays = np.maximum(baseline - honest, 0)
+    is_expected = pays > np.quantile(pays, 0.95)
+    trial = np.where(is_expected, honest + 0.009, honest - 0.009)
+    cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
+    witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
+    witness[last] = honest[last]
+    assert abs((witness - trial)[last].mean()) < 4e-3  # the signed mean is no yardstick
+    assert exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
+
+
 # Scoring --------------------------------------------------------------------------------------------------------------
 
 
