@@ -63,7 +63,7 @@ def facts(folder: Path) -> dict:
     found = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
              "cores": os.cpu_count(), "sandbox": sandbox.level(), "driver": card.driver(),
              "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],
-             "for_triton": card.missing_for_triton()}
+             "for_triton": card.advice("compile", "")}
     if ON_GPU:
         about, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
         found |= {"card": about.name, "capability": f"{about.major}.{about.minor}", "total_gb": total / 1e9,
