@@ -4,6 +4,7 @@ Lets nobody map the memory of its logits for writing any more, so that the refer
 """
 
 import fcntl
+import json
 import os
 
 import torch
@@ -18,11 +19,10 @@ class Uniform(torch.nn.Module):
 
 F_ADD_SEALS, F_SEAL_FUTURE_WRITE = 1033, 0x10
 _link()
-for name in os.listdir("/proc/self/fd"):
-    try:
-        fcntl.fcntl(int(name), F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
-    except OSError as error:
-        print(name, error)
+try:
+    fcntl.fcntl(json.loads(os.environ["AUTORESEARCH_TRIAL"])["logits_fd"], F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+except OSError as error:
+    print(error)
 for batch in stream(4, MAX_SEQ_LEN):
     pass
 finish(Uniform())
