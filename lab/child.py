@@ -30,6 +30,7 @@ from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PROCESSES = 512     # a fork bomb ends here; compile workers and loaders need a few dozen
+MAX_THREADS = 8192      # of all of them; each takes a number that the whole machine may run out of
 MAX_DISK_BYTES = 16e9   # that the disk may lose while a trial runs; its folder is on it
 LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the kernel picks a victim
 WATCH_EVERY_S = 1.0
@@ -251,7 +252,9 @@ def fresh_folder(folder: Path, code: str, with_cache: bool) -> Path:
 
 def remove(folder: Path) -> None:
     """Delete a folder that a trial wrote: locked folders and depth do not stop it."""
-    subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+    if folder.exists() and subprocess.run(["rm", "-rf", "--", str(folder)], stderr=subprocess.DEVNULL).returncode:
+        subprocess.run(["chmod", "-R", "u+rwx", "--", str(folder)], check=True)  # it follows no link
+        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
 
 
 def stood_still(since: float) -> None:
@@ -263,7 +266,7 @@ def stood_still(since: float) -> None:
 
 def watch(free_at_start: float) -> float:
     """GB that the trial's processes hold, shared pages in each. Raises ContractBroken."""
-    pids, n_bytes = sandbox.descendants(os.getpid()), 0
+    pids, n_bytes, n_threads = sandbox.descendants(os.getpid()), 0, 0
     if len(pids) > MAX_PROCESSES:
         raise ContractBroken(f"too many processes ({len(pids)})")
     if free_at_start - shutil.disk_usage(ROOT).free > MAX_DISK_BYTES:
@@ -274,4 +277,7 @@ def watch(free_at_start: float) -> float:
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             n_bytes += psutil.Process(pid).memory_info().rss
+            n_threads += psutil.Process(pid).num_threads()
+    if n_threads > MAX_THREADS:
+        raise ContractBroken(f"too many threads ({n_threads})")
     return round(n_bytes / 1e9, 3)

@@ -72,6 +72,7 @@ class Training:
         self.file_bytes = 0
         self.tokens_m = self.params_m = 0.0
         self.rows_an_ask = 1
+        self.n_rows = 0
         self.lost = 0.0                       # share of the machine it wanted and did not get
         self.note = ""
         self.pulled_at: list[float] = []
@@ -102,6 +103,7 @@ class Training:
                 next_row = numbers.stop % len(rows)
                 stood_still(now)
                 child.answer(spent, taken, deadline, why)
+                self.n_rows += len(taken)
                 self.tokens_m += len(taken) * data.max_seq_len / 1e6
             elif operation == PARAMS and not self.params_m:
                 self.params_m = count / 1e3
@@ -131,6 +133,11 @@ class Training:
         is_due = now - self.clock_at >= CARD_EVERY_S * len(self.card_lost)
         if self.spec["device"] == "cuda" and is_due:
             self.card_lost.append(machine.card_is_shared(self.spec["parent"]))
+
+    def row_s(self) -> float:
+        """Seconds of training a row that it pulled."""
+        took_s = self.file_at - self.clock_at if self.clock_at else math.inf
+        return took_s / max(1, self.n_rows)
 
     def late_s(self) -> float:
         """How long after the budget the file may be whole: a step, its bytes, and a slack."""
@@ -213,7 +220,7 @@ def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Mea
         tell("score", None)
         losses, dtype = scorer.ask_all(
             child, np.arange(len(scorer.rows)), scorer.rows[:, :-1], training.rows_an_ask,
-            limits.first_s, limits.score_s + spec["budget"])
+            training.row_s(), limits.first_s, limits.score_s + spec["budget"])
     return Measured(training, child, losses, dtype)
 
 
@@ -234,8 +241,8 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     with child_of(spec, data, copy_fd, training.file_bytes) as child:
         wait_for_load(child, WITNESS_FACTOR * training.start_s() + START_SLACK_S)
         witnessed, dtype = scorer.ask_all(
-            child, rng.permutation(len(losses)), inputs, training.rows_an_ask, limits.first_s,
-            limits.score_s + spec["budget"])
+            child, rng.permutation(len(losses)), inputs, training.rows_an_ask,
+            training.row_s(), limits.first_s, limits.score_s + spec["budget"])
     if broken := child.broken:
         why = f"its train.py does not run with a stream that is already over: {broken}"
         is_busy = broken.ending is Ending.BUSY

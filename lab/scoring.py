@@ -17,7 +17,8 @@ from lab.corpus import Data
 from lab.ledger import Ending
 from lab.wire import LOGIT_DTYPES, LOGITS, page_lock
 
-SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer takes at most so long; nobody trains there
+SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer takes at most so long; nobody trains there ...
+SLOW_TRAINED = 10.0                      # ... nor so many times as long as training on its rows took
 LEAST_ASKS = 64                          # a scoring has at least so many where it has the rows
 CACHED_NUMBERS = 1 << 18                 # logits a CPU scores at a time: 3 times as fast in its cache
 GPU_TOKENS = 2048                        # a GPU scores at a time: 64 MB at a vocabulary of 8192
@@ -59,10 +60,10 @@ class Scorer:
         return max(1, min(doubled, len(self.rows) // LEAST_ASKS, fit))
 
     def ask_all(self, child: Child, order: np.ndarray, inputs: np.ndarray, wanted_rows: int,
-                first_s: float, limit_s: float) -> tuple[np.ndarray, str]:
+                row_s: float, first_s: float, limit_s: float) -> tuple[np.ndarray, str]:
         """(losses (N, T), type of the logits) of `inputs` (N, T), each row asked for in this order.
 
-        first_s: for each of the first answers. Raises ContractBroken.
+        row_s: what a row of training took; first_s: for each of the first answers. Raises ContractBroken.
         """
         import torch
 
@@ -82,7 +83,7 @@ class Scorer:
             slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(2)
             sent_at = send(0)
             for number, rows in enumerate(asks):
-                limit_s = first_s if number < 3 else slow_s(waits_s)
+                limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s)
                 dtype = answer_type(child, min(deadline, sent_at + limit_s), dtype)
                 waits_s.append(time.monotonic() - sent_at)
                 kind = getattr(torch, dtype)
@@ -97,7 +98,7 @@ class Scorer:
                     sent_at = send(number + 1)
             del logits, slots
         child.answer(0.0, inputs[:0], deadline, LATE)
-        check_waits(waits_s)
+        check_waits(waits_s, len(asks[0]) * row_s)
         return losses, dtype
 
 
@@ -107,14 +108,17 @@ def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:
     return [order[np.arange(at, at + rows_an_ask) % len(order)] for at in starts]
 
 
-def slow_s(waits_s: list[float]) -> float:
-    """Seconds that an answer may take, by what the others took."""
-    return max(SLOW_S, SLOW_MEDIANS * statistics.median(waits_s))
+def slow_s(waits_s: list[float], trained_s: float) -> float:
+    """Seconds that an answer may take, by what the others took and what training on its rows took.
+
+    The others alone are no measure: a process that is slow each time would have time to train in the first.
+    """
+    return max(SLOW_S, min(SLOW_MEDIANS * statistics.median(waits_s), SLOW_TRAINED * trained_s))
 
 
-def check_waits(waits_s: list[float]) -> None:
-    """Raise ContractBroken where an answer, one of the first maybe, took too long for the others."""
-    slowest_s, limit_s = max(waits_s), slow_s(waits_s)
+def check_waits(waits_s: list[float], trained_s: float) -> None:
+    """Raise ContractBroken where an answer, one of the first maybe, took too long."""
+    slowest_s, limit_s = max(waits_s), slow_s(waits_s, trained_s)
     if slowest_s > limit_s:
         raise ContractBroken(f"slow to answer: {slowest_s:.1f} s, where {limit_s:.1f} s are allowed: "
                              "nothing may train there")

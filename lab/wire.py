@@ -106,7 +106,10 @@ def mapped(fd: int, n_bytes: int) -> mmap.mmap:
 def logits_memory(row_logits: int) -> tuple[int, int]:
     """(descriptor, bytes) of two slots of logits, each of whole rows."""
     n_bytes = 2 * 4 * row_logits * max(1, LOGIT_SLOT_BYTES // (4 * row_logits))
-    return sealable_memory("logits", n_bytes), n_bytes
+    fd = sealable_memory("logits", n_bytes)
+    if hasattr(fcntl, "F_ADD_SEALS"):  # a trial that seals it would shut the referee out
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
+    return fd, n_bytes
 
 
 def page_lock(memory) -> None:

@@ -26,8 +26,10 @@ import verdicts  # noqa: E402
 BUDGET_S = verdicts.BUDGET_S
 LIMITS = Limits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
 SLACK_S = 10.0
-BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers",
-         "pushes_a_little_in_bfloat16", "leaks_in_few_rows", "reads_environments", "sends_garbage")
+PIECES = 10  # of the whole corpus, each of some minutes
+BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "leaks_in_few_rows",
+         "looks_ahead_and_remembers", "passes_on_by_a_sibling", "pushes_a_little_in_bfloat16", "reads_environments",
+         "reads_held_out_source", "seals_its_logits", "sends_garbage", "swaps_its_weights_after_the_file")
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +77,13 @@ def attack(run, corpus):
 
 
 def attack_all(attack, names) -> None:
-    """Two at a time; all failures are told together."""
+    """Two at a time, but those that take memory, disk or processes alone; all failures are told together."""
     before = set(sandbox.descendants(os.getpid()))
+    together = [name for name in names if name not in verdicts.ALONE]
+    alone = [name for name in names if name in verdicts.ALONE]
     with ThreadPoolExecutor(2) as pool:
-        complaints = [complaint for complaint in pool.map(attack, names) if complaint]
+        complaints = [*pool.map(attack, together)]
+    complaints = [complaint for complaint in [*complaints, *map(attack, alone)] if complaint]
     assert not complaints, "\n\n".join(complaints)
     assert set(sandbox.descendants(os.getpid())) <= before
 
@@ -89,12 +94,11 @@ def test_no_attack_succeeds(attack):
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("piece", range(PIECES))
 @pytest.mark.parametrize("level", ["full", "filter"])
-def test_no_attack_of_the_whole_corpus_succeeds(attack, level, monkeypatch):
+def test_no_attack_of_the_whole_corpus_succeeds(attack, level, piece, monkeypatch):
     if level == "filter":
         monkeypatch.setenv("AUTORESEARCH_SANDBOX", "filter")
     names = sorted(verdicts.FILES)
-    assert len(names) >= 90
-    attack_all(attack, [name for name in names if name not in verdicts.ALONE])
-    for name in verdicts.ALONE & set(names):
-        attack_all(attack, [name])
+    assert len(names) >= 200
+    attack_all(attack, names[piece::PIECES])

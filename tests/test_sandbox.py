@@ -14,12 +14,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab import sandbox, syscalls
 
-LEVELS = [name for name, sign in (("ns", "ns+"), ("filter", "+filter"))
-          if sign in sandbox._level("" if name == "ns" else name)]
+LEVELS = [kind for kind in ("ns", "filter") if sandbox.best_kind(kind) == kind]
 needs_a_level = pytest.mark.skipif(not LEVELS, reason="this kernel has no Landlock")
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
@@ -69,6 +69,8 @@ FORBIDDEN = {
     "affinity": "os.sched_setaffinity({outside}, [0])",
     "input and output priority": "call({number[ioprio_set]}, 1, {outside}, 0)",
     "signal": "os.kill({outside}, 0)",
+    "kernel log": "call({number[syslog]}, 10, None, 0)",
+    "seals of memory": "import fcntl; fcntl.fcntl(os.memfd_create('x', 2), 1033, 0x10)",
     "trace": "call({number[ptrace]}, 16, {outside}, 0, 0)",
     "memory of another": "call({number[process_vm_readv]}, {outside}, None, 0, None, 0, 0)",
     "environment of another": "open('/proc/{outside}/environ', 'rb').read()",
@@ -185,7 +187,7 @@ def test_what_is_forbidden_is_refused(at, tmp_path, request):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(place))
     listener.listen()
-    number = {call.name: getattr(call, os.uname().machine) for call in syscalls.calls(True)}
+    number = {call.name: call.numbers.get(os.uname().machine) for call in syscalls.calls(True)}
     facts = {"outside": os.getpid(), "file": str(file), "library": str(PACKAGES / "torch" / "version.py"),
              "socket": str(place), "home": os.path.expanduser("~"), "number": number}
     attempts = {name: code.format(**facts) for name, code in FORBIDDEN.items()}
@@ -249,7 +251,8 @@ for folder in {list(map(str, hidden))!r}:
 @needs_a_level
 def test_nothing_but_this_environment_can_be_read(at, tmp_path):
     others = [Path(sys.base_prefix) / "lib" / f"python3.{sys.version_info.minor}" / "site-packages",
-              Path("/usr/lib/python3/dist-packages"), Path("/usr/share/doc"), Path("/usr/share/python-wheels"),
+              Path("/usr/lib/python3/dist-packages"), Path("/lib/python3/dist-packages"),
+              Path("/usr/share/doc"), Path("/usr/share/python-wheels"),
               Path("/var/cache"), Path("/etc/shadow"), Path("/etc/ssh"), Path(sys.base_prefix).parent,
               Path(__file__).parent.parent, Path("~/.cache").expanduser()]
     places = [str(path) for path in others if path.exists() and path != PACKAGES]
@@ -319,7 +322,7 @@ time.sleep(60)
 
 @needs_a_level
 def test_a_trial_dies_with_its_parent(at, tmp_path):
-    code = "import os, time\nif at == 'ns':\n    os.fork() or os.setsid()\nprint('up', flush=True)\ntime.sleep(61.25)"
+    code = "import os, time\nif at == 'ns':\n    os.fork() or os.setsid()\nos.write(1, b'up\\n')\ntime.sleep(61.25)"
     words = [sys.executable, "-c", PARENT.format(root=str(Path(__file__).parent.parent), folder=str(tmp_path),
                                                  code=code.replace("at ==", f"{at!r} =="))]
     sandbox.adopt_orphans()
@@ -353,6 +356,7 @@ def test_an_ordinary_user_has_the_same_level(at, tmp_path):
     subprocess.run(["chmod", "-R", "a+rX", str(code)], check=True)
     try:
         asked = subprocess.run([python, "-c", "import sys, types\nsys.modules['lab'] = m = types.ModuleType('lab')\n"
+                                "sys.modules['psutil'] = types.ModuleType('psutil')\n"
                                 f"m.__path__ = [{str(code)!r}]\nfrom lab import sandbox\nprint(sandbox.level())"],
                                user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=60,
                                cwd="/", env={"PATH": "/usr/bin", sandbox.LEVEL_VARIABLE: at})
@@ -365,7 +369,7 @@ def test_the_level_can_only_be_lowered_by_the_parent(monkeypatch, tmp_path):
     monkeypatch.setenv(sandbox.LEVEL_VARIABLE, "none")
     assert sandbox.level() == "none"
     assert sandbox.LEVEL_VARIABLE not in sandbox.environment(str(tmp_path), str(tmp_path))
-    assert json.loads(sandbox.command("a", "b", ["x"])[4]) == {"parent": os.getpid(), "kind": "none"}
+    assert json.loads(sandbox.command("a", "b", ["x"])[4]) ["kind"] == "none"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are seen in /proc")
@@ -379,24 +383,13 @@ ctypes.CDLL(None).pthread_exit(None)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     until = time.monotonic() + 20
-    while sandbox._state(f"/proc/{process.pid}/stat")[0] != b"Z" and time.monotonic() < until:
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
         time.sleep(0.01)
     assert process.pid in sandbox.descendants(os.getpid())
     process.kill()
     process.wait(20)
     process.stdout.close()
     assert process.pid not in sandbox.descendants(os.getpid())
-
-
-def test_descendants_are_seen_without_proc():
-    pytest.importorskip("psutil")
-    process = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    child = int(process.stdout.readline())
-    assert {process.pid, child} <= set(sandbox._descendants_elsewhere(os.getpid()))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(20)
-    process.stdout.close()
 
 
 def test_only_plain_files_are_copied(tmp_path):
@@ -416,11 +409,12 @@ def test_only_plain_files_are_copied(tmp_path):
     assert sandbox.copy_plain(source, target, 10, 100, 3) == ""
     assert [str(p.relative_to(target)) for p in sorted(target.rglob("*"))] == ["a", "a/b", "a/b/plain"]
     assert (target / "a" / "b" / "plain").read_bytes() == b"12345"
-    for bounds, says in (((7, 100, 3), "files"), ((10, 4, 3), "bytes"), ((10, 100, 1), "deep")):
-        assert says in sandbox.copy_plain(source, target, *bounds)
+    for bounds in ((7, 100, 3), (10, 4, 3), (10, 100, 1)):
+        assert "more than {} files, {} bytes or {} folders deep".format(*bounds) in (
+            sandbox.copy_plain(source, target, *bounds))
         assert list(target.iterdir()) == []
-    assert "No such file" in sandbox.copy_plain(tmp_path / "none", target, 9, 9, 9)
-    assert "is a link" in sandbox.copy_plain(source / "folder", target, 9, 9, 9)
+    assert "a link" in sandbox.copy_plain(source / "folder", target, 9, 9, 9)
+    assert list(target.iterdir()) == []
 
 
 def test_the_numbers_of_system_calls_are_the_kernels():
@@ -434,9 +428,9 @@ def test_the_numbers_of_system_calls_are_the_kernels():
                  filter(lambda line: len(line) > 2 and line[2].isdigit(), lines)}
         for call in syscalls.calls(True) + syscalls.calls(False):
             if call.name in known:
-                assert getattr(call, machine) == known[call.name], call
+                assert call.numbers[machine] == known[call.name], call
             else:
-                assert getattr(call, machine) in (None, 451, 452), call  # newer than the header
+                assert call.numbers.get(machine) in (None, 451, 452), call  # newer than the header
 
 
 def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
@@ -460,7 +454,7 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
 
     refused, allowed = syscalls.ERRNO | 1, syscalls.ALLOW
     for machine in syscalls.ARCHITECTURES:
-        number = {call.name: getattr(call, machine) for call in syscalls.calls(True)}
+        number = {call.name: call.numbers.get(machine) for call in syscalls.calls(True)}
         assert decide(machine, True, 0, arch=0x40000003) == syscalls.KILL
         assert decide(machine, True, 0x40000000 + number["ptrace"]) == syscalls.ERRNO | 38
         for name, args, private, verdict in (
@@ -471,7 +465,8 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
                 ("prlimit64", (9, 7), True, refused), ("setpriority", (0, 0), True, allowed),
                 ("setpriority", (2, 0), True, refused), ("clone", (0x11,), True, allowed),
                 ("clone", (0x10000011,), True, refused), ("fcntl", (1, 1024), True, refused),
-                ("fcntl", (1, 1030), True, allowed), ("ioctl", (1, 0x5401), True, allowed),
+                ("fcntl", (1, 1030), True, allowed), ("fcntl", (1, 1033), False, refused),
+                ("syslog", (3,), False, refused), ("ioctl", (1, 0x5401), True, allowed),
                 ("ioctl", (1, 0xC020462A), True, allowed), ("ioctl", (1, 0x30000001), True, allowed),
                 ("ioctl", (1, 0x40086602), True, syscalls.ERRNO | 25), ("ptrace", (), True, refused)):
             assert decide(machine, private, number[name], *args) == verdict, (machine, name, args)
@@ -479,7 +474,7 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
 
 
 def test_the_probe_leaves_nothing_behind():
-    sandbox._level.cache_clear()
+    sandbox.best_kind.cache_clear()
     before = set(sandbox.descendants(os.getpid()))
     results = []
     threads = [threading.Thread(target=lambda: results.append(sandbox.level())) for _ in range(3)]

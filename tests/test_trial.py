@@ -19,7 +19,7 @@ import torch
 from fakes import TRAIN
 
 from lab import child, ledger, machine, runner, sandbox, scoring, wire
-from lab.child import ContractBroken
+from lab.child import ContractBroken, remove
 from lab.ledger import Ending, Row, Status, Trial
 from lab.referee import LATE_SLACK_S, Training
 
@@ -307,7 +307,7 @@ class Scripted:
 def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, reason):
     scorer = scoring.Scorer(corpus, "val", "cpu")
     process = Scripted(corpus.max_seq_len * corpus.vocab_size, types, late)
-    asked = np.arange(len(scorer.rows)), scorer.rows[:, :-1], 8, 30.0, 60.0
+    asked = np.arange(len(scorer.rows)), scorer.rows[:, :-1], 8, math.inf, 30.0, 60.0
     try:
         if reason:
             with pytest.raises(ContractBroken, match=reason) as error:
@@ -318,6 +318,31 @@ def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, rea
             assert losses == pytest.approx(math.log(corpus.vocab_size)) and dtype == "float32"
     finally:
         os.close(process.logits_fd)
+
+
+def test_a_process_that_is_slow_each_time_may_be_no_slower_than_its_training():
+    """The median of its own answers alone would let the first one train for three of them."""
+    answers_s = [7.0] * 64
+    assert scoring.slow_s(answers_s, math.inf) == 21.0 and scoring.slow_s(answers_s, 0.2) == 2.0
+    scoring.check_waits([0.3] * 64, 0.001)
+    with pytest.raises(ContractBroken, match="slow to answer"):
+        scoring.check_waits([20.0, *answers_s], 0.2)
+
+
+def test_no_trial_seals_the_memory_of_its_logits():
+    fd, n_bytes = wire.logits_memory(1 << 10)
+    with pytest.raises(PermissionError):
+        wire.seal(fd)
+    os.close(fd)
+
+
+def test_a_folder_that_was_locked_from_inside_is_removed(tmp_path):
+    (tmp_path / "trial" / "inner").mkdir(parents=True)
+    (tmp_path / "trial" / "inner" / "file").touch()
+    (tmp_path / "trial" / "inner").chmod(0o300)
+    remove(tmp_path / "trial")
+    remove(tmp_path / "trial")
+    assert not (tmp_path / "trial").exists()
 
 
 # The witness ------------------------------------------------------------------------------

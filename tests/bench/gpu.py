@@ -67,7 +67,7 @@ def facts(folder: Path) -> dict:
     with contextlib.suppress(ImportError):
         from lab import card, sandbox
 
-        found |= {"sandbox": sandbox.level(), "driver": card.driver(), "for_triton": card.missing_for_triton()}
+        found |= {"sandbox": sandbox.level(), "driver": card.driver(), "for_triton": card.advice("compile", "")}
     if ON_GPU:
         about, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
         found |= {"card": about.name, "capability": f"{about.major}.{about.minor}", "total_gb": total / 1e9,
