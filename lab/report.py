@@ -40,17 +40,18 @@ def morning(root: Path, options: argparse.Namespace) -> int:
 
 
 def rows_of(root: Path, tag: str) -> list[Row]:
-    """A session's rows: of the one that is checked out as they are now, of another as its branch holds them."""
+    """The rows of results.tsv, or of a session that is not checked out. Raises SetupError where there is neither."""
     heads = _git(root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/autoresearch").split()
-    if tag not in heads:
-        known = f"--tag {' or '.join(heads[-5:])}" if heads else "none exists yet: run python agent.py first"
-        raise SetupError(f"no session {tag} here: {known}" if tag else f"no session is checked out: {known}")
     try:
-        if tag == terminal.current_tag():
-            return ledger.read(root / "results.tsv")
-        return ledger.parse(_git(root, "show", f"refs/heads/autoresearch/{tag}:results.tsv").encode())
+        if tag in heads and tag != terminal.current_tag():
+            return ledger.parse(_git(root, "show", f"refs/heads/autoresearch/{tag}:results.tsv").encode())
+        rows = ledger.read(root / "results.tsv") if tag in ("", *heads) else []
     except ValueError as error:
         raise SetupError(f"{error}: restore the line with git, or remove it") from None
+    if not rows and tag not in heads:
+        known = f"choose by --tag {' or '.join(heads[-5:])}" if heads else "run python agent.py first"
+        raise SetupError(f"there is no session {tag}: {known}" if tag else f"no session is checked out: {known}")
+    return rows
 
 
 def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
@@ -165,8 +166,9 @@ def curves(rows: Sequence[Row], runs: Path | None) -> dict[str, list[tuple[float
     """(second, loss) of baseline and incumbent, as far as their logs are there."""
     known = {name: e for name, e in ends(rows).items() if e and runs}
     logs = {name: runner.read_log(runs, e.number, e.own.seed) for name, e in known.items()}
-    found = {name: display.curve(log, rows[0].budget) for name, log in logs.items()}
-    return {name: curve for name, curve in found.items() if curve}
+    found = {name: display.curve(log) for name, log in logs.items()}
+    return {name: [(percent / 100 * rows[0].budget, loss) for percent, loss in curve.items()]
+            for name, curve in found.items() if curve}
 
 
 def summary(rows: Sequence[Row], runs: Path | None = None) -> str:

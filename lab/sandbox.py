@@ -154,27 +154,45 @@ def adopt_orphans() -> None:
 
 def descendants(root: int) -> list[int]:
     """Process numbers of every living descendant of `root`."""
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(root).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, OSError):
-                # A process whose first thread has ended looks like a zombie while others go on.
-                # A thread can give itself any name, so no line with a name is parsed for them.
-                if child.status() != psutil.STATUS_ZOMBIE or len(os.listdir(f"/proc/{child.pid}/task")) > 1:
-                    found.append(child.pid)
+    if not os.path.isdir("/proc/self/task"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child.pid for child in psutil.Process(root).children(recursive=True)]
+        return []
+    # By hand: psutil takes ten times as long, in which a process that forks on and on is away.
+    children: dict[int, list[int]] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+            # A process whose first thread has ended looks like a zombie while others go on.
+            if state != b"Z" or len(os.listdir(f"/proc/{pid}/task")) > 1:
+                children.setdefault(int(parent), []).append(int(pid))
+    found = list(children.get(root, ()))
+    for pid in found:
+        found += children.get(pid, ())
     return found
 
 
 def sweep(deadline_s: float = 10.0) -> None:
-    """Kill every descendant of this process until none is left."""
+    """Kill every descendant of this process until none is left.
+
+    All of them are bound to this process's own core first. While it looks and kills, none of them runs, so one that
+    forks on and on is caught: in 0.3 s, where it was still away after 10.
+    """
     killed: set[int] = set()
-    until = time.monotonic() + deadline_s
+    until, cores = time.monotonic() + deadline_s, None
     while (alive := descendants(os.getpid())) and time.monotonic() < until:
+        if cores is None and hasattr(os, "sched_setaffinity"):
+            cores = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {max(cores)})
         for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
+                if cores is not None:
+                    os.sched_setaffinity(pid, {max(cores)})
                 os.kill(pid, signal.SIGKILL)
         killed.update(alive)
-        time.sleep(0.001)
+        time.sleep(0.001)  # in which they die
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
     for pid in killed:  # collect those that were left to us; the others have a parent to do it
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)

@@ -189,7 +189,9 @@ def _fetch(url: str, target: Path, report: Callable[[int, int], None]) -> None:
             os.truncate(part, 0)
         except RequestException as error:
             fault = one_line(str(error), 200)
-            if isinstance(error, HTTPError) and error.response.status_code in (401, 403, 404):
+            is_final = isinstance(error, HTTPError) and error.response.status_code in (401, 403, 404)
+            nothing_came = wait_s > 1 and not part.stat().st_size
+            if is_final or nothing_came:
                 break
     raise SetupError(f"cannot download climbmix from {url}: {fault}; mend the network (or AUTORESEARCH_ENDPOINT), or "
                      "use --data builtin, which needs none")

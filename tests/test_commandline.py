@@ -114,7 +114,7 @@ def test_confirm_without_a_session_changes_no_branch_and_no_file(tmp_path):
 
 
 def test_report_names_the_sessions_where_none_is_checked_out_and_takes_one(cheap_session, tmp_path):
-    git(cheap_session, "worktree", "add", "-q", "--detach", str(tmp_path / "elsewhere"))
+    git(cheap_session, "worktree", "add", "-q", "--detach", str(tmp_path / "elsewhere"), "main")
     elsewhere = tmp_path / "elsewhere"
     done = run_agent(elsewhere, "report")
     assert (done.returncode, "--tag nov23" in done.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -22,10 +23,30 @@ ROWS = [Row("aaa", 1.0, status="keep", description="baseline", source="baseline"
 
 
 def test_every_agent_command_is_one_the_agent_knows():
-    commands = [command.removeprefix("uv run agent.py").split() for command in COMMANDS if "agent.py" in command]
+    commands = [shlex.split(command.removeprefix("uv run agent.py")) for command in COMMANDS if "agent.py" in command]
     assert len(commands) > 5 and ["confirm", "--each"] in commands
     for words in commands:
         assert parse(words)
+
+
+def test_every_option_and_every_variable_is_named(capsys):
+    helps = []
+    for words in (["--help"], ["research", "--help"], ["report", "--help"], ["confirm", "--help"]):
+        with pytest.raises(SystemExit):
+            parse(words)
+        helps.append(capsys.readouterr().out)
+    options = set(re.findall(r"--[a-z][a-z-]+", "".join(helps))) - {"--help"}
+    assert len(options) > 15 and [name for name in sorted(options) if name not in README] == []
+    code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")])
+    variables = set(re.findall(r"AUTORESEARCH_[A-Z]+", code)) - {"AUTORESEARCH_TRIAL"}  # between our own processes
+    assert [name for name in sorted(variables) if name not in README] == []
+
+
+def test_the_map_names_every_file_once():
+    table = README[README.index("## The map"):]
+    named = re.findall(r"`((?:lab/)?[a-z]+\.(?:py|html))`", table)
+    files = {*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py"), *(ROOT / "lab").glob("*.html")}
+    assert sorted(named) == sorted(str(path.relative_to(ROOT)) for path in files)
 
 
 @pytest.fixture

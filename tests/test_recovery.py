@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import invariants
+import psutil
 import pytest
 from stand_in import Agents
 from test_store import DAMAGE
@@ -207,3 +208,54 @@ def test_a_kill_at_every_write_of_an_experiment(begun, tmp_path, agents, argumen
     n_writes = kill_at_every_write(begun, tmp_path / "copies", agents, arguments, range(1000))
     print(f"{n_writes} writes")
     assert 30 < n_writes < 1000
+
+
+# Nights -----------------------------------------------------------------------------------------
+
+
+def soak(root: Path, agents: Agents, arguments: tuple, n_trials: int, rows_a_kill: int) -> list[tuple]:
+    """Unattended trials with a kill every so many rows; (rows, MB, open files, files of runs/) before each kill.
+
+    One kill in four hits the whole agent, the others the referee, the train.py or what it started.
+    """
+    rng, path, facts = random.Random(n_trials), root / "results.tsv", []
+    shared = set(os.listdir("/dev/shm"))
+    pid = agents.start(root, *arguments)
+    while (n_rows := path.read_bytes().count(b"\n") - 1) < n_trials:
+        until, wanted = time.monotonic() + 120, n_rows + rng.randint(1, rows_a_kill)
+        while path.read_bytes().count(b"\n") - 1 < wanted and time.monotonic() < until:
+            time.sleep(0.05)
+        assert time.monotonic() < until, "the loop stands still"
+        agent = psutil.Process(pid)
+        facts.append((wanted, round(agent.memory_info().rss / 1e6, 1), agent.num_fds(),
+                      sum(1 for _ in (root / "runs").rglob("*"))))
+        if rng.random() < 0.25:
+            os.killpg(pid, signal.SIGKILL)
+            agents.wait()
+            recovered(root, b"")
+            pid = agents.start(root, *arguments)
+            continue
+        found = [number for number, words in processes(root).items() if "lab.referee" in words or "train.py" in words]
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(rng.choice(found), signal.SIGKILL)
+    os.kill(pid, signal.SIGTERM)
+    code, out = agents.wait()
+    assert (code, "Traceback" in out) == (0, False), out
+    recovered(root, b"")
+    assert set(os.listdir("/dev/shm")) <= shared
+    return facts
+
+
+def test_a_short_night_with_kills_leaves_nothing_behind(begun, agents, arguments):
+    assert soak(begun, agents, arguments, 20, 8)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_two_thousand_trials_with_random_kills_leave_nothing_behind_and_memory_flat(begun, agents, arguments):
+    facts = soak(begun, agents, arguments, 2000, 50)
+    for n_rows, megabytes, n_open, n_files in facts[:: max(1, len(facts) // 12)]:
+        print(f"{n_rows:6} rows  {megabytes:6.1f} MB  {n_open:3} open files  {n_files:6} files below runs/")
+    third = len(facts) // 3
+    early, late = (statistics.median(part[1] for part in some) for some in (facts[:third], facts[-third:]))
+    assert late - early < 30 and max(part[2] for part in facts) < 60

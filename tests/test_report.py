@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import agent
 from lab import ledger, picture, report
-from lab.ledger import Row, SetupError, Status
+from lab.ledger import Row, Status
 from lab.timeline import timeline
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
@@ -356,22 +356,34 @@ def test_ten_thousand_experiments_make_a_page_of_megabytes(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 20e6
 
 
-@pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44",
-                                  "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbase\nb"])
-def test_the_command_reads_whatever_a_night_left(tmp_path, monkeypatch, capsys, text):
+ORIGINAL = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbase\nb"
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A folder without a repository."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(agent, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_command_reads_the_originals_file_and_a_torn_last_line(bare, capsys):
+    (bare / "results.tsv").write_text(ORIGINAL)
+    assert agent.main(["report"]) == 0
+    assert "No experiment was kept" in capsys.readouterr().out
+    assert (bare / "report.html").exists() and png_size((bare / "progress.png").read_bytes())
+
+
+@pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44"])
+def test_without_rows_and_session_it_says_so_and_writes_nothing(bare, capsys, text):
     if text is not None:
-        (tmp_path / "results.tsv").write_text(text)
-    assert agent.report_session(agent.parse(["report"])) == 0
-    out = capsys.readouterr().out
-    assert ("No experiment was kept" if text and "base\t" in text else "Nothing is measured yet.") in out
-    assert (tmp_path / "report.html").exists() and png_size((tmp_path / "progress.png").read_bytes())
+        (bare / "results.tsv").write_text(text)
+    assert agent.main(["report"]) == 2
+    assert capsys.readouterr().err == "agent.py: no session is checked out: run python agent.py first\n"
+    assert not (bare / "report.html").exists()
 
 
-def test_a_damaged_line_is_named_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(agent, "ROOT", tmp_path)
-    (tmp_path / "results.tsv").write_text(ledger.HEADER + "a\tb\n")
-    with pytest.raises(SetupError, match=r"results.tsv line 2: 2 cells, expected 21: restore the line"):
-        agent.report_session(agent.parse(["report"]))
+def test_a_damaged_line_is_named_in_one_line(bare, capsys):
+    (bare / "results.tsv").write_text(ledger.HEADER + "a\tb\n")
+    assert agent.main(["report"]) == 2
+    assert "results.tsv line 2: 2 cells, expected 21: restore the line" in capsys.readouterr().err

@@ -138,12 +138,14 @@ def test_a_candidate_changes_neither_head_nor_work_tree_nor_index(root: Path) ->
         assert git(root, "rev-parse", f"{commit}^") == git(root, "rev-parse", "HEAD")
 
 
-def test_a_candidate_changes_train_py_alone_and_the_close_commits_the_rest(root: Path) -> None:
+def test_a_candidate_carries_program_md_and_the_rows_so_far_and_the_close_commits_the_last(root: Path) -> None:
     with open_session(root) as store:
         experiment(store, True)
         (root / "program.md").write_text("now look elsewhere\n")
         commit = experiment(store, True)
-        assert git(root, "diff", "--name-only", f"{commit}^", commit) == "train.py"
+        changed = git(root, "diff", "--name-only", f"{commit}^", commit)
+        assert changed.split() == ["program.md", "results.tsv", "train.py"]
+        assert git(root, "show", f"{commit}:results.tsv").count("\n") == 1  # the header and the first row
         rows = (root / "results.tsv").read_text()
         closed = store.close()
         assert git(root, "show", f"{closed}:program.md") == "now look elsewhere"
