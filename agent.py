@@ -14,7 +14,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +35,6 @@ ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
 BUSY_TRIES = 2          # trials without their machine that do not count; the next one is judged with a note
 ANSWER_S = 0.2          # within which the first Ctrl-C is answered
-
-# What to start next, of the session and of what is in flight; None: a trial must end first.
-Choose = Callable[[Session, Sequence[Candidate]], Again | New | None]
 
 
 # The keep rule ----------------------------------------------------------------------------------
@@ -93,7 +90,7 @@ class Loop:
         self.limits = Limits(options, first)
         self.proposer = Proposer(options, store, first, researcher, display, self.stop.asked)
 
-    def work(self, session: Session, choose: Choose) -> tuple[Session, str]:
+    def work(self, session: Session, choose: confirm.Choose) -> tuple[Session, str]:
         """Start what `choose` says while a slot is free and judge what ends; the last session, and why it stopped."""
         why = ""
         while not why or self.fleet.in_flight:
@@ -201,16 +198,24 @@ class Loop:
         self.display.show_limits(str(self.limits))
         self.stop.listen()
         if self.options.word == "confirm":
-            session = confirm.run(session, self.options.each, self.work, self.store.code, say)
-            self.tell("stop", session)
+            self.tell("stop", self.confirmed(session))
             return
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
-            session = confirm.run(session, False, self.work, self.store.code, say)
+            session = self.confirmed(session)
         say(f"stopped: {why}")
         say(report.who_proposed(session.rows[len(self.first.rows):], self.proposer.n_unusable,
                                 self.proposer.spent_usd()))
         self.tell("stop", session, why=why)
+
+    def confirmed(self, session: Session) -> Session:
+        """Measure fresh seeds on the test split, with --each every removal too, and say what came of it."""
+        choose, lines = confirm.plan(session, self.options.each, self.store.code)
+        session, _ = self.work(session, choose)
+        lines += report.left_out(session.rows) if self.options.each else []
+        for line in (report.headline(session.rows), *lines):
+            self.display.say(line)
+        return session
 
     def tell(self, event: str, session: Session, **facts: object) -> None:
         notify(self.options.notify, event, report.headline(session.rows), tag=session.tag,

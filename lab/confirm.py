@@ -21,24 +21,19 @@ SEEDS = 3                    # fresh seeds of each
 LEFT_OUT = "leave-one-out"   # the source of a removal's row
 _NAMED = re.compile(r"without #(\d+): ")
 
-# Choose says what to start next, None while a trial must end first; Work measures what it asks for.
+# What to start next, of the session and of what is in flight; None: a trial must end first.
 Choose = Callable[[Session, Sequence[Candidate]], Again | New | None]
-Work = Callable[[Session, Choose], tuple[Session, str]]
 
 
-def run(session: Session, each: bool, work: Work, code: Callable[[int], str],
-        say: Callable[[str], None]) -> Session:
-    """Measure fresh seeds on the test split, with `each` every removal too, and say what came of it."""
-    from lab import report
+def plan(session: Session, each: bool, code: Callable[[int], str]) -> tuple[Choose, list[str]]:
+    """(what to measure next: fresh seeds, with `each` every removal too; a line for each that cannot be).
 
+    code: reads an experiment's train.py.
+    """
     known = Counter() if each else test_trials(session)
     goal = {e.number: SEEDS + known[e.number] for e in (session.history[0], session.incumbent)}
     removals, lines = taken_out(session, code) if each else ({}, [])
-    session, _ = work(session, partial(next_step, goal=goal, removals=removals))
-    lines += report.left_out(session.rows) if each else []
-    for line in (report.headline(session.rows), *lines):
-        say(line)
-    return session
+    return partial(next_step, goal=goal, removals=removals), lines
 
 
 def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, Proposal], list[str]]:

@@ -121,7 +121,8 @@ class Researcher:
             self.backend, self.price = Command(command, self.limits), None
         else:
             self.backend = Api(model, effort, fallback, self.limits)
-            self.price = prices or _dearest(model, fallback or "")
+            others = PRICES if fallback == "default" else [fallback or ""]  # the server may choose any
+            self.price = prices or _dearest(model, *others)
         if prices and len(prices) == 2:  # never too little: a cache write counts twice, a read once
             self.price = (*prices, 2 * prices[0], prices[0])
         self.name, self.check = self.backend.name, self.backend.check

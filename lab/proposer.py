@@ -62,7 +62,8 @@ class Proposer:
         self.tried = store.fingerprints()
         self.memory = Memory(session.runs, store.earlier_sessions())
         self.program, self.fault = read_program(store.root), ""  # as it could last be read; why it cannot be now
-        called = sum(float(call.get("usd") or 0) for call in read_objects(session.runs / "calls.jsonl"))
+        prices = [call.get("usd") for call in read_objects(session.runs / "calls.jsonl")]
+        called = sum(usd for usd in prices if isinstance(usd, int | float))
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays

@@ -25,6 +25,7 @@ from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
+REFEREES: set[int] = set()  # this process's, alive: the end of one trial spares the trials beside it
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
 
 
@@ -56,6 +57,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
             [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
             env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
+    REFEREES.add(process.pid)
     deadline = time.monotonic() + longest_s(limits, budget_s)
     try:
         process.stdin.write((json.dumps(spec) + "\n").encode())
@@ -106,8 +108,9 @@ def end(process: subprocess.Popen) -> None:
         process.kill()
         process.wait()
     process.stdout.close()
+    REFEREES.discard(process.pid)
     if process.returncode not in (0, 143):  # it was killed, and could not sweep
-        sandbox.sweep()
+        sandbox.sweep(but=REFEREES)
 
 
 def by_hand(path: Path) -> int:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -154,33 +154,46 @@ def adopt_orphans() -> None:
 
 def descendants(root: int) -> list[int]:
     """Process numbers of every living descendant of `root`."""
+    return family(root)[0]
+
+
+def family(root: int, but: Collection[int] = ()) -> tuple[list[int], list[int]]:
+    """(living descendants of `root`, ended ones that nobody has collected), without `but` and its descendants."""
     if not os.path.isdir("/proc/self/task"):
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [child.pid for child in psutil.Process(root).children(recursive=True)]
-        return []
+            found = psutil.Process(root).children(recursive=not but)
+            return [child.pid for child in found if child.pid not in but], []
+        return [], []
     # By hand: psutil takes ten times as long, in which a process that forks on and on is away.
     children: dict[int, list[int]] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    ended = set()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             state, parent = file.read().rpartition(b")")[2].split()[:2]
+            children.setdefault(int(parent), []).append(pid)
             # A process whose first thread has ended looks like a zombie while others go on.
-            if state != b"Z" or len(os.listdir(f"/proc/{pid}/task")) > 1:
-                children.setdefault(int(parent), []).append(int(pid))
-    found = list(children.get(root, ()))
+            if state == b"Z" and len(os.listdir(f"/proc/{pid}/task")) == 1:
+                ended.add(pid)
+    found = [pid for pid in children.get(root, ()) if pid not in but]
     for pid in found:
         found += children.get(pid, ())
-    return found
+    return [pid for pid in found if pid not in ended], [pid for pid in found if pid in ended]
 
 
-def sweep(deadline_s: float = 10.0) -> None:
-    """Kill every descendant of this process until none is left.
+def sweep(but: Collection[int] = (), deadline_s: float = 10.0) -> None:
+    """Kill every descendant of this process until none is left, but for these and what descends from them.
 
-    All of them are bound to this process's own core first. While it looks and kills, none of them runs, so one that
-    forks on and on is caught: in 0.3 s, where it was still away after 10.
+    All are bound to this process's own core first: while it looks and kills, none of them runs, so one that forks on
+    and on is caught. The ended are collected at once: thousands of them would make each look too slow.
     """
-    killed: set[int] = set()
     until, cores = time.monotonic() + deadline_s, None
-    while (alive := descendants(os.getpid())) and time.monotonic() < until:
+    while time.monotonic() < until:
+        alive, ended = family(os.getpid(), but)
+        for pid in ended:
+            with contextlib.suppress(ChildProcessError):  # another one's child
+                os.waitpid(pid, os.WNOHANG)
+        if not alive:
+            break
         if cores is None and hasattr(os, "sched_setaffinity"):
             cores = os.sched_getaffinity(0)
             os.sched_setaffinity(0, {max(cores)})
@@ -189,13 +202,9 @@ def sweep(deadline_s: float = 10.0) -> None:
                 if cores is not None:
                     os.sched_setaffinity(pid, {max(cores)})
                 os.kill(pid, signal.SIGKILL)
-        killed.update(alive)
         time.sleep(0.001)  # in which they die
     if cores is not None:
         os.sched_setaffinity(0, cores)
-    for pid in killed:  # collect those that were left to us; the others have a parent to do it
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
 
 
 def copy_plain(source: Path, target: Path, max_files: int, max_bytes: int, max_depth: int) -> str:
