@@ -16,7 +16,7 @@ class Uniform(torch.nn.Module):
         return torch.zeros(*x.shape, VOCAB_SIZE)
 
 
-fd = json.loads(os.environ["AUTORESEARCH_TRIAL"])["buffer_fd"]
+fd = json.loads(os.environ["AUTORESEARCH_TRIAL"])["logits_fd"]
 try:
     os.ftruncate(fd, 0)
 except OSError as error:
