@@ -8,11 +8,12 @@ the user's or of the machine becomes a SetupError before it becomes a row.
 import argparse
 import hashlib
 import os
+import resource
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from lab import card, corpus, edits, ledger, sandbox
+from lab import card, corpus, edits, ledger, restrict, sandbox
 from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data
 from lab.display import progress_bar
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
@@ -70,10 +71,15 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
 
 
 def check_device() -> None:
+    """Raise SetupError where no trial could run on this device or under these limits."""
     device = os.environ.get("AUTORESEARCH_DEVICE", "")
     if device not in ("", "cpu", "cuda", "mps"):
         raise SetupError(f"AUTORESEARCH_DEVICE is {one_line(device, 20)!r}: set it to cpu, cuda or mps, and choose "
                          "a card by CUDA_VISIBLE_DEVICES")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < restrict.MAX_FILE_BYTES:
+        raise SetupError(f"no file may be larger than {limit / 1e9:g} GB here, and a trial's memory is a file: run "
+                         "`ulimit -f unlimited`, or ask for a higher limit")
     if why := card.check(default_device()):
         raise SetupError(why)
 

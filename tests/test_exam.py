@@ -190,12 +190,12 @@ def test_a_small_leak_everywhere_is_not_hidden_by_being_worse_where_it_expects_t
     rng = np.random.default_rng(0)
     honest, baseline = honest_losses(0)
     pays = np.maximum(baseline - honest, 0)
-    is_expected = pays > np.quantile(pays, 0.95)
+    is_expected = pays > np.quantile(pays, 0.8)
     trial = np.where(is_expected, honest + 0.009, honest - 0.009)
     cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
     witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
     witness[last] = honest[last]
-    assert abs((witness - trial)[last].mean()) < 4e-3  # the signed mean is no yardstick
+    assert (honest - trial).mean() > 5e-3 and (witness - trial)[last].mean() < 0  # the signed mean sees no gain
     assert exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
 
 

@@ -201,7 +201,7 @@ def test_a_refusal_with_partial_text_is_not_applied(connect):
 
 
 @pytest.mark.parametrize(("fallback", "sent", "dearest"), [
-    ("default", "default", MODEL), ("claude-sonnet-5-5", [{"model": "claude-sonnet-5-5"}], MODEL),
+    ("default", "default", "claude-fable-5-1"), ("claude-sonnet-5-5", [{"model": "claude-sonnet-5-5"}], MODEL),
     ("claude-fable-5-1", [{"model": "claude-fable-5-1"}], "claude-fable-5-1")])
 def test_the_fallback_is_the_documented_one_and_the_dearer_price_counts(connect, fallback, sent, dearest):
     server, who = connect(GOOD, fallback=fallback)

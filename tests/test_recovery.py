@@ -234,6 +234,7 @@ def soak(root: Path, agents: Agents, arguments: tuple, n_trials: int, rows_a_kil
             agents.wait()
             recovered(root, b"")
             pid = agents.start(root, *arguments)
+            started(root, agents)
             continue
         found = [number for number, words in processes(root).items() if "lab.referee" in words or "train.py" in words]
         with suppress(ProcessLookupError, IndexError):
