@@ -6,6 +6,7 @@ A value far above the rest is drawn on the rim and does not set the scale.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
@@ -25,6 +26,7 @@ SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "same bytes", "font.sans-ser
 def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: str,
          curves: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[bytes, str]:
     """(PNG, SVG element) of a session; sigma is the noise of one trial, curves are (second, loss) by name."""
+    os.environ["MPLBACKEND"] = "agg"  # the user's may be one that is not installed
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -56,7 +56,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
         process = subprocess.Popen(
             [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY)
+            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY | {"PYTHONIOENCODING": "utf-8"})
     REFEREES.add(process.pid)
     deadline = time.monotonic() + longest_s(limits, budget_s)
     try:

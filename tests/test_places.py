@@ -20,7 +20,6 @@ OUTPUTS = {
     "both closed": "{agent} >&- 2>&-",
     "all three closed": "{agent} <&- >&- 2>&-",
     "stdin closed": "{agent} <&-",
-    "stdin a folder": "{agent} < /tmp",
     "stdout full": "{agent} > /dev/full",
     "stderr full": "{agent} 2> /dev/full",
     "both full": "{agent} > /dev/full 2>&1",
