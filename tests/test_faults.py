@@ -234,6 +234,7 @@ def test_another_branch_checked_out_by_force_stops_the_loop_with_every_row(root,
 # -- the model ----------------------------------------------------------------------------------------------------
 
 IDEA = fakes.edit("an idea", ("def main():", "IDEA = 'half of it'\n\n\ndef main():"))
+LATE = fakes.edit("whole", ("def main():", "IDEA = 'all of it'\n\n\ndef main():"))
 PASSING = {
     "429": status(429), "429, wait 3 s": status(429, retry_after=3), "429, wait an hour": status(429, retry_after=3600),
     "429, wait nonsense": status(429, retry_after="soon"), "overloaded": status(529), "500": status(500),
@@ -247,7 +248,7 @@ PASSING = {
     "a refusal": refusal(), "a refusal in the middle": refusal(text=IDEA),
     "an edit of other text": answer(fakes.edit("other", ("no such line", "x = 1"))),
     "an edit that does not compile": answer(fakes.edit("broken", ("def main():", "def main(:"))),
-    "an answer after five minutes": answer(IDEA, wait_s=5), "413": status(413),
+    "an answer after five minutes": answer(LATE, wait_s=5), "413": status(413),
     "a full context": ended("model_context_window_exceeded"),
     "a prompt too long": status(400, message="prompt is too long"),
 }

@@ -154,6 +154,21 @@ def test_a_candidate_carries_program_md_and_the_rows_so_far_and_the_close_commit
         invariants.check(root)
 
 
+def test_a_work_tree_and_index_of_two_commits_ago_are_still_ours(root: Path) -> None:
+    """A disk that failed once while a keep advanced leaves them behind; the close is a commit on top."""
+    with open_session(root) as store:
+        experiment(store, True)
+        old = (root / "train.py").read_text()
+        experiment(store, True)
+        new = (root / "train.py").read_text()
+        assert store.close() and old != new
+    (root / "train.py").write_text(old)
+    git(root, "add", "train.py")
+    with open_session(root):
+        assert (root / "train.py").read_text() == new
+    invariants.check(root)
+
+
 def test_closing_leaves_a_clean_tree_and_says_what_the_session_brought(root: Path) -> None:
     with open_session(root) as store:
         experiment(store, True)
