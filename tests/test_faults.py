@@ -303,3 +303,23 @@ def test_a_server_that_is_gone_leaves_the_session_to_the_tuner(root, agents, arg
     code, out = agents.run(root, *arguments, "--experiments", "4", "--researcher", "auto", server="http://127.0.0.1:9")
     assert (code, "Traceback" in out) == (0, False), out
     invariants.check(root)
+
+
+# -- ourselves ----------------------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_ours_is_one_line_and_a_log_and_the_session_goes_on_once_it_is_mended(root, arguments):
+    turns, before = root / "lab" / "turns.py", rows_of(root)
+    whole = turns.read_text()
+    turns.write_text(whole.replace("def next_step(", "def next_step(*_):\n    return 1 / 0\n\n\ndef unused("))
+    for said in ("a fault of ours (ZeroDivisionError", "the same fault as the last time: see"):
+        git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "broken", "--allow-empty")
+        done = fakes.run_agent(root, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and said in done.stderr, done.stderr
+        assert "Traceback" not in done.stdout + done.stderr and rows_of(root) == before
+    log = (root / "runs" / "nov23" / "fault.log").read_text()
+    assert log.count("Traceback") == 2 and log.count("ZeroDivisionError: division by zero") == 2
+    turns.write_text(whole)
+    git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "mended")
+    done = fakes.run_agent(root, *arguments, "--experiments", "1")
+    assert done.returncode == 0 and rows_of(root).count(b"\n") == before.count(b"\n") + 1, done.stderr
