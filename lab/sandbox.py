@@ -158,7 +158,7 @@ def descendants(root: int) -> list[int]:
 
 
 def family(root: int, but: Collection[int] = ()) -> tuple[list[int], list[int]]:
-    """(living descendants of `root`, ended ones that nobody has collected), without `but` and its descendants."""
+    """(living descendants of `root`, ended ones that nobody has collected), except `but` and its descendants."""
     if not os.path.isdir("/proc/self/task"):
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(root).children(recursive=not but)
@@ -181,7 +181,7 @@ def family(root: int, but: Collection[int] = ()) -> tuple[list[int], list[int]]:
 
 
 def sweep(but: Collection[int] = (), deadline_s: float = 10.0) -> None:
-    """Kill every descendant of this process until none is left, but for these and what descends from them.
+    """Kill every descendant of this process until none is left, except `but` and its descendants.
 
     All are bound to this process's own core first: while it looks and kills, none of them runs, so one that forks on
     and on is caught. The ended are collected at once: thousands of them would make each look too slow.
