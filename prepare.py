@@ -1,6 +1,6 @@
 """What train.py may call: constants, tokens until the budget is spent, the end of a trial.
 
-    from prepare import VOCAB_SIZE, MAX_SEQ_LEN, SEED, device, stream, finish
+    from prepare import VOCAB_SIZE, MAX_SEQ_LEN, SEED, BUDGET_S, device, stream, finish
 
     for batch in stream(batch_size, seq_len):   # batch.x, batch.y: int64 (B, T) on the device
         ...                                     # may be over at once: a witness runs the same file
@@ -37,7 +37,7 @@ from lab.wire import (
 )
 
 DEFAULT_BUDGET_S = 300.0
-CONSTANTS = ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "device")
+CONSTANTS = ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "BUDGET_S", "device")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _constants() -> dict:
     if trial["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit("the GPU cannot be used: torch.cuda.is_available() is false in this process")
     device = torch.device(trial["device"])
-    values = trial["vocab_size"], trial["max_seq_len"], trial["seed"], device
+    values = trial["vocab_size"], trial["max_seq_len"], trial["seed"], trial["budget"], device
     return dict(zip(CONSTANTS, values, strict=True))
 
 
@@ -101,7 +101,7 @@ def __getattr__(name: str):
 
     from lab.corpus import SIZES, default_data
 
-    values = *SIZES[default_data()], 0, torch.device(default_device())
+    values = *SIZES[default_data()], 0, DEFAULT_BUDGET_S, torch.device(default_device())
     return dict(zip(CONSTANTS, values, strict=True))[name]
 
 
@@ -116,7 +116,7 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
     """
     import torch
 
-    _, max_seq_len, _, device = _constants().values()
+    max_seq_len, device = _constants()["MAX_SEQ_LEN"], _constants()["device"]
     link = _link()
     if batch_size < 1 or seq_len < 1 or max_seq_len % seq_len:
         raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, "
@@ -184,7 +184,7 @@ def _answer(model, link: Link) -> None:
     """Logits for every ask of the referee."""
     import torch
 
-    V, T, _, device = _constants().values()
+    V, T, _, _, device = _constants().values()
     slots, ask = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(2), 0
     while n_rows := int(link.answer()):
         logits = model(torch.from_numpy(link.rows(n_rows, T).astype(np.int64)).to(device))

@@ -9,6 +9,8 @@ Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabula
 
 import gc
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prepare import MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
+from prepare import BUDGET_S, MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
 
 if device.type == "cuda":  # it imports the compiler: 2 s that other devices need not wait
     from torch.nn.attention.varlen import varlen_attn
@@ -26,7 +28,7 @@ if device.type == "cuda":  # it imports the compiler: 2 s that other devices nee
 CPU_LAYERS = 2              # blocks; at equal time three learn more a step and lose it to fewer steps
 CPU_WIDTH = 96              # C, channels, a multiple of HEAD_WIDTH
 CPU_HEAD_WIDTH = 32         # D, channels of a head
-CPU_STEP_TOKENS = 2**10     # tokens between two steps of the optimizer
+CPU_STEP_TOKENS = 2**13     # tokens between two steps of the optimizer
 CPU_PAIR_ROWS = 2**14       # rows of the hashed table of token pairs: more collide less, fewer are faster
 
 GPU_LAYERS = 8              # blocks on an H100; the ladder below makes less of it on a smaller card
@@ -74,6 +76,7 @@ ADAM_WARMDOWN = 0.65        # the same of Adam
 FINAL_LR = 0.05             # fraction of the lr that is left at the end
 
 # --- Settings that change speed, not results -----------------------------------------------------------------
+CPU_COMPILE_FROM_S = 30.0   # fixed: budget from which 20 s of compiling pay on a CPU: two thirds more tokens
 HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
 MEMORY_SHARE = 0.95         # fixed: of the free memory that a micro-batch may fill by the next two
 LAYER_NUMBERS = 33          # fixed: activations a token, layer and channel at the peak; a compiler keeps less
@@ -202,9 +205,11 @@ class Induction(nn.Module):
 
 
 # --- Model ---------------------------------------------------------------------------------------------------
-def compiled(function: Callable) -> Callable:
-    """Compiled on CUDA; a CPU would wait longer than it gains."""
-    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
+def compiled(function: Callable, on_cpu: bool = False) -> Callable:
+    """Compiled on CUDA; on a CPU only what pays there, where it has a compiler and the budget is long enough."""
+    pays = on_cpu and BUDGET_S >= CPU_COMPILE_FROM_S and shutil.which(os.environ.get("CXX", "g++"))
+    is_worth_it = device.type == "cuda" or (device.type == "cpu" and pays)
+    return torch.compile(function, dynamic=False) if is_worth_it else function
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -295,14 +300,14 @@ class GPT(nn.Module):
             is_long = (i + 1) % GPU_LONG_EVERY == 0 or i == L - 1
             window = MAX_SEQ_LEN if is_long else MAX_SEQ_LEN // GPU_SHORT_WINDOW
             block = Block(size, window, len(tables), 1 + len(self.sources))
-            block.forward = compiled(block.forward)  # once for each kind of layer: seconds, the whole a minute
+            block.forward = compiled(block.forward, on_cpu=True)  # once a kind of layer: the whole takes a minute
             self.blocks.append(block)
         self.tops = nn.Parameter(torch.empty(GPU_TOP_LAYERS)) if size.whole else None
         self.head = nn.Parameter(torch.empty(vocab_size, C))
         angles = torch.outer(torch.arange(MAX_SEQ_LEN), ROPE_BASE ** (-torch.arange(0, D, 2) / D))  # (T, D/2)
         turns = torch.stack((angles.cos(), angles.sin()))[:, :, None, None]  # (2, T, 1, 1, D/2)
         self.register_buffer("turns", turns.to(dtype), persistent=False)
-        self.readout = compiled(self.readout)
+        self.readout = compiled(self.readout, on_cpu=True)
         self.initialise()
 
     @torch.no_grad()
@@ -357,7 +362,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.mT if tall else x
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
 
 

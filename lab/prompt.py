@@ -31,7 +31,7 @@ better). Each answer is one experiment, kept when it beats the current train.py.
 nobody to ask: always answer with an experiment.
 
 The contract of train.py
-- From prepare.py, which is fixed, it imports VOCAB_SIZE, MAX_SEQ_LEN, SEED, device, stream, finish.
+- From prepare.py, which is fixed, it imports VOCAB_SIZE, MAX_SEQ_LEN, SEED, BUDGET_S, device, stream, finish.
 - `for batch in stream(batch_size, seq_len)` yields batch.x and batch.y, int64 (B, T) on the device, and
   batch.progress, the spent fraction of the budget, until it is spent. seq_len divides MAX_SEQ_LEN.
 - What comes before the first pull is free, up to 1.5 times what the baseline needed plus 10 s.

@@ -124,12 +124,13 @@ def ipc(folder: Path) -> dict:
 
 def load_train() -> ModuleType:
     """train.py as a module, without a referee; on a CPU with the front end of the compiler alone, which counts."""
-    trial = {"vocab_size": VOCAB, "max_seq_len": T, "seed": 0, "device": DEVICE}
+    trial = {"vocab_size": VOCAB, "max_seq_len": T, "seed": 0, "device": DEVICE, "budget": TRIAL_S}
     os.environ["AUTORESEARCH_TRIAL"] = json.dumps(trial)
     import train
 
     if not ON_GPU:
-        train.compiled = functools.partial(torch.compile, dynamic=False, backend="eager")
+        front_end = functools.partial(torch.compile, dynamic=False, backend="eager")
+        train.compiled = lambda function, on_cpu=False: front_end(function)
     return train
 
 
@@ -181,7 +182,7 @@ def steps(scale: float, whole: bool = False, rows_share: float = 1.0, fa4: bool 
     size, dtype = size_of(train, scale), torch.bfloat16 if MODERN else torch.float32
     torch.set_float32_matmul_precision("high")
     compiled = train.compiled
-    train.compiled = (lambda function: function) if whole else compiled
+    train.compiled = (lambda function, on_cpu=False: function) if whole else compiled
     with torch.device(DEVICE):
         model = train.GPT(size, VOCAB, dtype).eval()
     train.compiled = compiled
