@@ -129,7 +129,7 @@ class Loop:
             below = keep_below(session, candidate.proposal.code)[0] if step.split == "val" else -math.inf
         candidate = replace(
             candidate, witness_below=below, last_try=session.n_busy(candidate.number) >= BUSY_TRIES,
-            is_baseline=candidate.number == 0 and not runner.baseline_known(session.runs))
+            is_baseline=(candidate.number, step.split) == (0, "val") and not runner.baseline_known(session.runs))
         self.display.trial_started(self.fleet.free_slots[-1], candidate.number, candidate.words,
                                    candidate.proposal.source, session.budget_s)
         self.fleet.start(session, candidate)

@@ -271,8 +271,8 @@ def watch(free_at_start: float) -> float:
         raise ContractBroken(f"too many processes ({len(pids)})")
     if free_at_start - shutil.disk_usage(ROOT).free > MAX_DISK_BYTES:
         raise ContractBroken(f"wrote more than {MAX_DISK_BYTES / 1e9:.0f} GB")
-    memory = psutil.virtual_memory()
-    if memory.available < LEAST_MEMORY * memory.total:
+    free_bytes, all_bytes = machine.memory()
+    if free_bytes < LEAST_MEMORY * all_bytes:
         raise ContractBroken("out of memory", Ending.MEMORY)
     for pid in pids:
         with contextlib.suppress(psutil.Error):

@@ -14,12 +14,12 @@ half is drawn where the trial's loss lies far below the baseline's, since a rare
 one place in 2 500 moves the mean by ten times the bound. At all earlier places a difference of any sign betrays a model
 that looks further ahead, at other rows, or at its own past.
 
-| leak | found with probability |
+| leak, n rows, b = BOUNDS[device].last | found with probability |
 |---|---|
-| s nats at every place, s > 2 LAST_NATS | 1 |
-| s nats in a share q of the rows (n rows) | 1 - (1 - q)^n for s > n LAST_NATS |
-| s nats in a share f of the places, chosen at random | about 1 - (1 - f)^(n / 2) for s > n LAST_NATS |
-| s nats in a share f of the places, where the loss is highest | near 1 down to f = 1 / 10 000 |
+| s nats at every place, s > b | 1 |
+| s nats in a share q of the rows | near 1 for q s > b |
+| s nats in a share f of the places, by chance, s > n b | about 1 - (1 - f)^n with uniform cuts alone |
+| whole, in a share f of the places, where the loss is highest | near 1 down to f = 1 / 10 000 |
 
 tests/test_exam.py recomputes the table by simulation. Nothing of the bounds is taken from a trial.
 """

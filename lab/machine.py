@@ -29,7 +29,13 @@ PROBE_S = 0.2
 PROBES = 50            # of the session, the last ones
 PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
 MEMORY_BACK_S = 15.0   # how long GPU memory may take to come back
+USED_S = 2.0           # how far back one asks who computed on the card
 LEFT_GB = 0.5          # of it: what drivers and desktops move by
+
+
+# Limit and use of memory in a container, by version 2 and 1 of control groups
+CONTAINER = tuple((Path("/sys/fs/cgroup", limit), Path("/sys/fs/cgroup", used)) for limit, used in (
+    ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")))
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,14 @@ def card_is_shared(agent_pid: int) -> bool:
     """
     library, card = _card()
     own = {agent_pid, *sandbox.descendants(agent_pid)}
-    users = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)}
+    strangers = {process.pid for process in library.nvmlDeviceGetComputeRunningProcesses(card)} - own
+    with contextlib.suppress(library.NVMLError):  # a card that cannot say who computes: presence counts
+        used = library.nvmlDeviceGetProcessUtilization(card, int((time.time() - USED_S) * 1e6))
+        strangers &= {sample.pid for sample in used if sample.smUtil}
     slowed = (library.nvmlClocksThrottleReasonHwSlowdown
               | library.nvmlClocksThrottleReasonSwThermalSlowdown)
     reasons = library.nvmlDeviceGetCurrentClocksThrottleReasons(card)
-    return bool(users - own) or bool(reasons & slowed)
+    return bool(strangers) or bool(reasons & slowed)
 
 
 def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
@@ -120,6 +129,22 @@ def wait_for_card(idle_gb: float, patience_s: float = MEMORY_BACK_S) -> str:
     if held_gb <= LEFT_GB:
         return ""
     return f"{held_gb:.1f} GB of GPU memory were still held {patience_s:.0f} s after its end"
+
+
+# Memory -----------------------------------------------------------------------------------
+
+
+def memory() -> tuple[int, int]:
+    """(bytes that processes may still take, of all bytes): the machine's, or its container's where that has a limit."""
+    found = psutil.virtual_memory()
+    free, total = found.available, found.total
+    for limit_path, used_path in CONTAINER:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # not of this version, or "max"
+            limit, used = int(limit_path.read_text()), int(used_path.read_text())
+            facts = dict(line.split() for line in (limit_path.parent / "memory.stat").read_text().splitlines())
+            cached = int(facts["active_file"]) + int(facts["inactive_file"])  # given back when it is needed
+            free, total = min(free, max(0, limit - used + cached)), min(total, limit)
+    return free, total
 
 
 # A fixed piece of work --------------------------------------------------------------------
@@ -147,14 +172,19 @@ def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
     return excess / usual if excess > max(SLOWER * usual, SPREADS * spread) else 0.0
 
 
-def verdict(folder: Path, lost: float, probe_before: float) -> str:
-    """Why a trial that has just ended did not have its machine; "", and its probes are kept."""
-    if lost > LOST:
-        return f"other programs took {lost:.0%} of the machine"
+def verdict(folder: Path, lost: float, probe_before: float, last_try: bool) -> str:
+    """Why a trial that has just ended did not have its machine, or "".
+
+    The probes of a trial that counts are kept, so a machine that stays slower becomes the usual one.
+    """
     probes, earlier, path = (probe_before, probe()), [], folder / "probes.txt"
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
         earlier = [float(line) for line in path.read_text().splitlines()]
-    if (by := slower(probes, earlier)) > 0:
-        return f"the machine was {by:.0%} slower than in this session before"
-    path.write_text("\n".join(map(str, [*earlier, *probes][-PROBES:])))
-    return ""
+    by, why = slower(probes, earlier), ""
+    if lost > LOST:
+        why = f"other programs took {lost:.0%} of the machine"
+    elif by > 0:
+        why = f"the machine was {by:.0%} slower than in this session before"
+    if not why or last_try:
+        path.write_text("\n".join(map(str, [*earlier, *probes][-PROBES:])))
+    return why

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from lab import baseline, exam, machine, sandbox
 from lab.baseline import Baseline
@@ -85,7 +84,7 @@ class Training:
     def feed(self, child: Child, data: Data, file_fd: int, limit_s: float) -> None:
         """Hand out tokens until the trial has written its file. Raises ContractBroken.
 
-        limit_s: of the start-up. Tokens that were hoarded gain nothing: see `check_file`.
+        limit_s: of the start-up. Tokens that were hoarded gain nothing: see `check_deadline`.
         """
         rows, next_row, deadline = data.split("train"), 0, self.started_at + limit_s
         why = f"asked for no data within {limit_s:.0f} s of its start"
@@ -110,14 +109,14 @@ class Training:
             elif operation == ROWS and 0 < count <= MAX_PULL_ROWS:
                 self.rows_an_ask = count
             elif operation == FILE:
-                self.file_at, self.file_bytes = now, count
+                self.take_file(file_fd, count)
             else:
                 raise ContractBroken(f"protocol: request {operation!r} {count} while training")
         after = machine.read(self.spec["parent"])
         self.lost = machine.lost_share(self.at_clock, after, self.spec["cores"])
         if self.card_lost:
             self.lost = sum(self.card_lost) / len(self.card_lost)
-        self.check_file(file_fd)
+        self.check_deadline()
 
     def count_pull(self, now: float) -> None:
         """The first pull starts the budget, or the end of the free start-up does."""
@@ -146,22 +145,25 @@ class Training:
         slack_s = LATE_SLACK_S / max(LEAST_OWN, 1 - self.lost)
         return min(own_s, LATE_MOST * self.budget_s) + slack_s
 
-    def check_file(self, file_fd: int) -> None:
-        """Seal the file. Raises ContractBroken where it is late, too large or held open."""
+    def check_deadline(self) -> None:
+        """Raise ContractBroken where the file was late."""
         late_s = self.file_at - self.clock_at - self.budget_s if self.clock_at else 0.0
         if late_s > self.late_s():
             raise ContractBroken(f"trained past its budget: its file came {late_s:.2f} s after it, "
                                  f"{self.late_s():.2f} are allowed")
+
+    def take_file(self, file_fd: int, n_bytes: int) -> None:
+        """Seal the file; then it is whole, not before. Raises ContractBroken where it is open or too large."""
         try:
             seal(file_fd)
         except OSError:
             why = "kept its file open for writing after it had said that it was whole"
             raise ContractBroken(why) from None
+        self.file_at, self.file_bytes = time.monotonic(), n_bytes
         facts = os.fstat(file_fd)
         written = facts.st_blocks * 512 if hasattr(os, "memfd_create") else facts.st_size
-        if not 0 < self.file_bytes <= written:
-            raise ContractBroken(f"its file of {self.file_bytes} bytes is larger than the "
-                                 f"{written} that it wrote")
+        if not 0 < n_bytes <= written:
+            raise ContractBroken(f"its file of {n_bytes} bytes is larger than the {written} that it wrote")
 
 
 @dataclass(frozen=True)
@@ -179,27 +181,32 @@ def run(spec: dict) -> dict:
     folder, data = Path(spec["folder"]), Data.load(Path(spec["data"]))
     probe_s = machine.probe() if spec["budget"] >= machine.LEAST_BUDGET_S else None
     known = baseline.read(folder)
-    file_fd = sealable_memory("model", psutil.virtual_memory().available // FILE_PART)
+    file_fd = sealable_memory("model", machine.memory()[0] // FILE_PART)
     trial = measure(spec, data, known, file_fd)
     broken, log, val_bpb, witnessed = trial.child.broken, trial.child.log_text(), None, False
     notes = [trial.training.note, trial.child.note]
     busy = ""
     if probe_s and not broken:
-        busy = machine.verdict(folder, trial.training.lost, probe_s)
+        busy = machine.verdict(folder, trial.training.lost, probe_s, spec["last_try"])
     if busy and spec["last_try"]:
         notes.append(busy)
     elif busy:
         broken = ContractBroken(busy, Ending.BUSY)
     if not broken:
-        cache = folder / "cache"  # which every later trial starts from
+        cache, fresh = folder / "cache", folder / "cache.new"  # which every later trial starts from
         if spec["is_baseline"] and not cache.exists():
-            notes.append(sandbox.copy_plain(folder / "trial" / "cache", cache, *CACHE_LIMITS))
+            notes.append(sandbox.copy_plain(folder / "trial" / "cache", fresh, *CACHE_LIMITS))
+            os.replace(fresh, cache)  # whole or not at all, whenever this process dies
         rows = data.split(spec["split"])[: data.eval_rows[spec["split"]]]
         n_bytes = data.token_bytes()[rows[:, 1:].astype(np.int64)]
         val_bpb = bits_per_byte(trial.losses, n_bytes)
         if val_bpb < spec["witness_below"]:
             broken, printed = ask_witness(spec, data, known, file_fd, trial, n_bytes > 0)
             witnessed, log = broken is None, log + printed
+        if spec["split"] == "val" and known is None and not spec["is_baseline"]:
+            notes.append("what the baseline measured is gone: the witness was asked at uniform places alone")
+    if broken and broken.ending is Ending.BUSY and spec["last_try"]:  # else it would run again for ever
+        broken = ContractBroken(f"{broken}, as often before", Ending.CRASHED)
     remove(folder / "trial")
     return fields_of(spec, data, trial) | {
         "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": log,
@@ -210,8 +217,8 @@ def run(spec: dict) -> dict:
 def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Measured:
     """Train, write the file, score, end; whatever the trial does wrong is a value."""
     limits, losses, dtype = Limits(**spec["limits"]), None, ""
-    is_free = known is None or spec["is_baseline"]
-    free_s = math.inf if is_free else START_FACTOR * known.start_s + START_SLACK_S
+    start_s = math.inf if spec["is_baseline"] else known.start_s if known else 0.0
+    free_s = START_FACTOR * start_s + START_SLACK_S
     training = Training(spec, free_s)
     with child_of(spec, data, file_fd) as child:
         tell("start", None)

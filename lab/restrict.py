@@ -28,6 +28,7 @@ ATTR_RDONLY, ATTR_NOSUID, AT_FDCWD, AT_RECURSIVE = 1, 2, -100, 0x8000
 READ, LIST = 0b1101, 0b1000  # execute, read a file, list a folder
 OF_A_FILE = 0b1100_0000_0000_0111  # execute, write, read, truncate, ioctl
 N_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by version; 16 from the fifth on
+SIGNALS_FROM = 6  # the version that keeps signals inside
 TCP, SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals of processes outside
 PRIVATE = ("/tmp", "/dev/shm")  # of a trial in namespaces, in memory
 MAX_FILE_BYTES = 16 * 10**9

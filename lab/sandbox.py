@@ -99,7 +99,10 @@ def _command(kind: str, folder: str, cache: str, program: list[str], hidden: Ite
     spec = {"parent": os.getpid(), "kind": kind, "folder": os.path.realpath(folder)}
     if kind != "none":
         readable, others = _machine()
-        spec |= {"filter": syscalls.program(os.uname().machine, private=kind == "ns").hex(), "readable": readable,
+        is_open = kind == "filter" and restrict.landlock_version() < restrict.SIGNALS_FROM
+        watchers = (os.getpid(), os.getppid()) if is_open else ()
+        rules = syscalls.program(os.uname().machine, kind == "ns", watchers)
+        spec |= {"filter": rules.hex(), "readable": readable,
                  "hidden": _outermost([*map(os.path.realpath, hidden), *others]),
                  "devices": _places(_existing(DEVICES)), "writable": _places([folder, cache])}
     return [sys.executable, "-I", "-S", restrict.__file__, json.dumps(spec), *program]
@@ -180,31 +183,37 @@ def family(root: int, but: Collection[int] = ()) -> tuple[list[int], list[int]]:
     return [pid for pid in found if pid not in ended], [pid for pid in found if pid in ended]
 
 
-def sweep(but: Collection[int] = (), deadline_s: float = 10.0) -> None:
+def sweep(but: Collection[int] = (), deadline_s: float = 30.0) -> None:
     """Kill every descendant of this process until none is left, except `but` and its descendants.
+
+    Raises OSError where some do not die: a driver may hold them. Nothing can be measured beside them.
 
     All are bound to this process's own core first: while it looks and kills, none of them runs, so one that forks on
     and on is caught. The ended are collected at once: thousands of them would make each look too slow.
     """
     until, cores = time.monotonic() + deadline_s, None
-    while time.monotonic() < until:
-        alive, ended = family(os.getpid(), but)
-        for pid in ended:
-            with contextlib.suppress(ChildProcessError):  # another one's child
-                os.waitpid(pid, os.WNOHANG)
-        if not alive:
-            break
-        if cores is None and hasattr(os, "sched_setaffinity"):
-            cores = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, {max(cores)})
-        for pid in alive:
-            with contextlib.suppress(OSError):
-                if cores is not None:
-                    os.sched_setaffinity(pid, {max(cores)})
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.001)  # in which they die
-    if cores is not None:
-        os.sched_setaffinity(0, cores)
+    try:
+        while True:
+            alive, ended = family(os.getpid(), but)
+            for pid in ended:
+                with contextlib.suppress(ChildProcessError):  # another one's child
+                    os.waitpid(pid, os.WNOHANG)
+            if not alive:
+                return
+            if time.monotonic() > until:
+                raise OSError(f"{len(alive)} processes of a trial do not die, {alive[0]} is one")
+            if cores is None and hasattr(os, "sched_setaffinity"):
+                cores = os.sched_getaffinity(0)
+                os.sched_setaffinity(0, {max(cores)})
+            for pid in alive:
+                with contextlib.suppress(OSError):
+                    if cores is not None:
+                        os.sched_setaffinity(pid, {max(cores)})
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)  # in which they die
+    finally:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
 
 
 def copy_plain(source: Path, target: Path, max_files: int, max_bytes: int, max_depth: int) -> str:

@@ -117,7 +117,8 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
     known = session.experiment(step.number)
     is_repeat = known.status != Status.BUSY
     proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
-    in_row = len(known.rows) + sum(candidate.number == step.number for candidate in in_flight)
+    counted = sum(row.status is not Status.BUSY for row in known.rows)  # a busy trial draws no new seed
+    in_row = counted + sum(candidate.number == step.number for candidate in in_flight)
     parent = "" if is_repeat or not known.own.parent else store.code_of(known.own.parent)
     return Candidate(step.number, known.own.commit, 100 * step.number + in_row,
                      New(proposal, step.split), parent, is_repeat)

@@ -89,15 +89,15 @@ def test_no_compiled_model_is_accused():
 
 
 def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
-    model = trained(Leak(torch.zeros_like))
+    model = Honest(3).eval()
     trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), 64)
-    for seed in range(200):
+    baseline = trial + np.random.default_rng(0).normal(0, 0.35, trial.shape)
+    for seed in range(200):  # each asks it anew, in another order
         rng = np.random.default_rng(seed)
-        cuts = exam.draw_cuts(trial, trial + 0.1, np.ones(trial.shape, bool), rng)
+        cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
         asked = exam.questions(ROWS, cuts, V, rng)
-        # The model sees one token back, so its answers up to the cut are those to the rows as they are.
-        assert (asked[np.arange(T) < cuts[:, None]] == ROWS[:, :-1][np.arange(T) < cuts[:, None]]).all()
-        assert exam.verdict(trial, trial.copy(), cuts, "cpu") == (Ending.SCORED, "")
+        witness = losses(model, asked, rng.permutation(len(ROWS)), 64)
+        assert exam.verdict(trial, witness, cuts, "cpu") == (Ending.SCORED, "")
 
 
 # The questions --------------------------------------------------------------------------------------------------------
@@ -147,11 +147,31 @@ def in_rows(worth: float, honest: np.ndarray, rng: np.random.Generator) -> np.nd
     return leak
 
 
+def anywhere(share: float, honest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.where(rng.random(honest.shape) < share, honest, 0.0)
+
+
 def where_it_pays(share: float, honest: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     leak = np.zeros(honest.size)
     top = np.argpartition(honest.ravel(), -round(share * honest.size))[-round(share * honest.size):]
     leak[top] = honest.ravel()[top]
     return leak.reshape(honest.shape)
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-3, 1e-2])
+def test_a_leak_at_places_by_chance_is_found_as_the_table_says(share):
+    """Without the baseline's losses, so that the draw by what pays does not help: 1 - (1 - f)^n at the least."""
+    n_found = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        honest = honest_losses(seed % 5)[0]
+        trial = honest - anywhere(share, honest, rng)
+        cuts = exam.draw_cuts(trial, None, np.ones(trial.shape, bool), rng)
+        witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
+        witness[last] = honest[last]
+        n_found += exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
+    expected = 1 - (1 - share) ** N_ROWS  # at least one of the places; one nearly always pays more than the bound
+    assert abs(n_found / 100 - expected) < 0.15, (n_found, expected)
 
 
 @pytest.mark.parametrize(("leak", "size", "found"), [

@@ -22,7 +22,7 @@ from lab import edits, ledger
 from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
 from lab.opening import row_warnings
 from lab.report import who_proposed
-from lab.session import Again, Candidate, New, Session, Stopped
+from lab.session import Again, Candidate, New, Session, Stopped, candidate_of
 from lab.turns import Limits, n_ideas, tuner_credit
 
 
@@ -450,6 +450,18 @@ def test_a_trial_without_its_machine_runs_again_before_anything_else_and_counts_
     assert again.n_busy(1) == 0 and again.incumbent.val_bpb == 0.9 and next_step(again, (), 0.3) is Turn.MODEL
     repeat = session(experiment(0, "keep", 1.0, 3.0, statuses=("busy",)))
     assert next_step(repeat, (), 0.3) == Again(0) and repeat.incumbent.val_bpb == 1.0
+
+
+def test_a_busy_trial_runs_again_with_its_own_seed():
+    """A file that makes the machine busy where it has bad luck gets the same luck again."""
+    store = argparse.Namespace(code=lambda number: "x = 1", code_of=lambda commit: "x = 0")
+    now = session(experiment(0, "keep", 1.0), experiment(1, "busy", 0.5))
+    assert candidate_of(now, (), Again(1), store).seed == 100
+    twice = session(experiment(0, "keep", 1.0), experiment(1, "busy", 0.5, 0.6, statuses=("busy",)))
+    assert candidate_of(twice, (), Again(1), store).seed == 100
+    repeated = session(experiment(0, "keep", 1.0, 3.0, statuses=("busy",)))
+    assert candidate_of(repeated, (), Again(0), store).seed == 1
+    assert candidate_of(repeated, (candidate(0, is_repeat=True),), Again(0), store).seed == 2
 
 
 def test_nothing_starts_beside_the_baseline():

@@ -81,6 +81,8 @@ FORBIDDEN = {
                        "a = ctypes.c_void_p.from_buffer_copy(ctypes.string_at(id(m) + 16, 8)).value\n"
                        "call({number[mincore]}, ctypes.c_void_p(a), 4096, ctypes.create_string_buffer(1))",
     "cached reads": "f = open({library!r}, 'rb'); os.preadv(f.fileno(), [bytearray(1)], 0, 8)",
+    "drop from the cache": "os.posix_fadvise(os.open({library!r}, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)",
+    "drop pages": "import mmap; m = mmap.mmap(-1, 4096); m.madvise(21)",
     "inotify": "call({number[inotify_init1]}, 0)",
     "fanotify": "call({number[fanotify_init]}, 0x200, 0)",
     "file handles": "call({number[name_to_handle_at]}, -100, b'/', ctypes.create_string_buffer(200), "
@@ -438,7 +440,7 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
         """What the kernel would answer: the program run by hand."""
         data = number.to_bytes(4, "little") + (arch or syscalls.ARCHITECTURES[machine]).to_bytes(4, "little") + bytes(8)
         data += b"".join(value.to_bytes(8, "little") for value in (*args, *[0] * (6 - len(args))))
-        program, at, held = syscalls.program(machine, private), 0, 0
+        program, at, held = syscalls.program(machine, private, (700, 600) if not private else ()), 0, 0
         while True:
             code, yes, no = int.from_bytes(program[8 * at:8 * at + 2], "little"), *program[8 * at + 2:8 * at + 4]
             value = int.from_bytes(program[8 * at + 4:8 * at + 8], "little")
@@ -471,6 +473,13 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
                 ("ioctl", (1, 0x40086602), True, syscalls.ERRNO | 25), ("ptrace", (), True, refused)):
             assert decide(machine, private, number[name], *args) == verdict, (machine, name, args)
         assert decide(machine, True, 462) == allowed and decide(machine, True, 463) != allowed
+        signals = {call.name: call.numbers[machine] for call in syscalls.calls(False, (1,)) if "kill" in call.name}
+        for target, verdict in ((700, refused), (600, refused), (-700, refused), (-1, refused), (0, allowed),
+                                (701, allowed), (-701, allowed)):  # where Landlock lets signals out
+            assert decide(machine, False, signals["kill"], target % 2**32, 9) == verdict, target
+            assert decide(machine, True, signals["kill"], target % 2**32, 9) == allowed
+        assert decide(machine, False, signals["tgkill"], 700, 705, 9) == refused
+        assert decide(machine, False, signals["tkill"], 705, 9) == refused
 
 
 def test_the_probe_leaves_nothing_behind():
