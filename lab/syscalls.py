@@ -61,6 +61,7 @@ REFUSED_AMONG_OTHERS = """
     , socket 41 198, sched_setaffinity 203 122 arg0=0, sched_setparam 142 118 arg0=0,
     sched_setscheduler 144 119 arg0=0, sched_setattr 314 274 arg0=0
 """
+REFUSED_IF_BOUND = ", sched_setaffinity 203 122"
 
 # linux/bpf_common.h, linux/seccomp.h, and where struct seccomp_data keeps its fields
 LOAD, AND, IF_EQUAL, IF_GREATER, RETURN = 0x20, 0x54, 0x15, 0x25, 0x06
@@ -78,10 +79,11 @@ class Call:
     error: int
 
 
-def calls(private: bool) -> list[Call]:
-    """All rows; `private`: the trial has namespaces of its own."""
+def calls(private: bool, is_bound: bool = False) -> list[Call]:
+    """All rows; `private`: the trial has namespaces of its own; `is_bound`: to some of the cores."""
     found, level = [], REFUSED_IN_NAMESPACES if private else REFUSED_AMONG_OTHERS
-    for text, error in ((REFUSED + level, errno.EPERM), (NO_TERMINAL, errno.ENOTTY), (UNKNOWN, errno.ENOSYS)):
+    bound = REFUSED_IF_BOUND if is_bound else ""  # the first row of a call decides
+    for text, error in ((REFUSED + bound + level, errno.EPERM), (NO_TERMINAL, errno.ENOTTY), (UNKNOWN, errno.ENOSYS)):
         for row in re.sub("#.*", ",", text).split(","):
             if row.strip():
                 name, x86_64, aarch64, *conditions = row.split()
@@ -90,11 +92,11 @@ def calls(private: bool) -> list[Call]:
     return found
 
 
-def program(machine: str, private: bool) -> bytes:
+def program(machine: str, private: bool, is_bound: bool = False) -> bytes:
     """The filter for `machine`, a key of ARCHITECTURES: per call one comparison, and a jump over its verdict."""
     code = [_op(LOAD, ARCHITECTURE_AT), _op(IF_EQUAL, ARCHITECTURES[machine], 1, 0), _op(RETURN, KILL),
             _op(LOAD, NUMBER_AT), _op(IF_GREATER, NEWEST, 0, 1), _op(RETURN, ERRNO | errno.ENOSYS)]
-    for call in calls(private):
+    for call in calls(private, is_bound):
         if machine in call.numbers:
             verdict = _verdict(call)
             code += [_op(IF_EQUAL, call.numbers[machine], 0, len(verdict)), *verdict]
