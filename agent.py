@@ -22,11 +22,12 @@ from lab import confirm, edits, ledger, opening, report, runner, sandbox, termin
 from lab.commandline import parse
 from lab.corpus import Data
 from lab.display import Display
-from lab.fleet import Fleet
+from lab.fleet import open_fleet
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial
 from lab.model import Researcher
 from lab.notify import notify
 from lab.proposer import Proposer
+from lab.runner import Slot
 from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
 from lab.turns import Limits, Turn, next_step
@@ -84,7 +85,8 @@ class Loop:
                  researcher: Researcher | None):
         self.options, self.store, self.first, self.data, self.display = options, store, first, data, display
         self.stop = terminal.Stop()
-        self.fleet = Fleet(data, display.trial_event, self.stop.now.is_set)
+        self.fleet = open_fleet(options, first, data, display.trial_event, self.stop.now.is_set, display.say)
+        self.lost: list[Candidate] = []  # whose slot failed: they start again before anything else
         self.fixed = opening.fixed_files(ROOT, data)
         self.reporting: subprocess.Popen | None = None
         self.limits = Limits(options, first)
@@ -98,25 +100,30 @@ class Loop:
                 while not why and self.fleet.free_slots:
                     if self.stop.asked.is_set():
                         raise Stopped("stopped by you")
-                    session = replace(session, spent_usd=self.proposer.spent_usd())
-                    if (step := choose(session, self.fleet.in_flight)) is None:
+                    session = replace(session, spent_usd=self.proposer.spent_usd(), n_slots=len(self.fleet.slots))
+                    if self.lost:
+                        self.launch(session, self.lost.pop())
+                    elif step := choose(session, self.fleet.in_flight):
+                        self.start(session, step)
+                    else:
                         break
-                    self.start(session, step)
-                session = self.judged(session, *self.wait(session))
+                self.stop.answer(self.fleet.left_s(session.budget_s), self.display.say)
+                if ended := self.fleet.wait(ANSWER_S):
+                    session = self.judged(session, *ended)
             except Stopped as stopped:
                 why = str(stopped)
         return session, why
 
     def choose(self, session: Session, in_flight: Sequence[Candidate]) -> Again | New | None:
-        """What research starts next. Raises Stopped at a limit."""
+        """What research starts next; None: not yet. Raises Stopped at a limit."""
         self.limits.check(session, in_flight)
         step = next_step(session, in_flight, self.proposer.tuner_share)
         if step is Turn.BASELINE:
             return New(Proposal("baseline", self.store.train_code(), "baseline"))
         if step in (Turn.TUNER, Turn.MODEL):
             measured_now = any(row.experiment == 0 for row in session.rows[len(self.first.rows):])
-            if not (in_flight or measured_now or runner.baseline_known(session.runs)):  # once a process
-                return Again(session.history[0].number)
+            if not (measured_now or runner.baseline_known(session.runs)):  # once a process
+                return None if in_flight else Again(session.history[0].number)
             return self.proposer.propose(session, in_flight, step is Turn.TUNER)
         return None if step is Turn.WAIT else step
 
@@ -130,63 +137,67 @@ class Loop:
         candidate = replace(
             candidate, witness_below=below, last_try=session.n_busy(candidate.number) >= BUSY_TRIES,
             is_baseline=(candidate.number, step.split) == (0, "val") and not runner.baseline_known(session.runs))
-        self.display.trial_started(self.fleet.free_slots[-1], candidate.number, candidate.words,
+        self.launch(session, candidate)
+        self.proposer.started(candidate)
+        self.proposer.draft_ahead(session, self.fleet.in_flight, self.wanted(session))
+
+    def launch(self, session: Session, candidate: Candidate) -> None:
+        self.display.trial_started(self.fleet.free_slots[-1].number, candidate.number, candidate.words,
                                    candidate.proposal.source, session.budget_s)
         self.fleet.start(session, candidate)
-        self.proposer.started(candidate)
-        if self.wants_idea(session):
-            self.proposer.draft_ahead(session, self.fleet.in_flight)
 
-    def wait(self, session: Session) -> tuple[Candidate, Trial]:
-        """The trial that ends first. Meanwhile the first Ctrl-C is answered."""
-        while not (ended := self.fleet.wait(ANSWER_S)):
-            self.stop.answer(self.fleet.left_s(session.budget_s), self.display.say)
-        return ended
-
-    def judged(self, session: Session, candidate: Candidate, trial: Trial) -> Session:
+    def judged(self, session: Session, slot: Slot, candidate: Candidate, trial: Trial) -> Session:
         """Judge, write the row (the commit point), advance, show: in this order, so that a kill loses no row."""
-        if opening.suspects_machine(session, trial) and not self.starts(session):
-            raise opening.machine_fault(trial)
+        suspect = opening.suspects_machine(session, trial) or self.fleet.suspects(slot)
+        if suspect and not self.starts(session, slot):
+            if not self.fleet.take_out(slot):
+                raise opening.machine_fault(trial)
+            self.display.slot_lost(slot.number, f"{slot.name} is out: {trial.reason}")
+            self.lost.append(candidate)
+            return session
         status, why = judge(session, candidate, trial)
         steered = candidate.step.program and session.program_judged not in ("", candidate.step.program)
         notes = (why, "program.md changed" if steered else "", "its machine was busy" if candidate.last_try else "")
-        row = row_of(session, candidate, trial, status, "; ".join(filter(None, notes)))
+        row = row_of(candidate, trial, status, "; ".join(filter(None, notes)))
         for line in (*self.store.append(row), *opening.row_warnings(row, self.data)):
             self.display.say(line)
+        before = session
         session = session.after(ledger.parse_row(ledger.format_row(row)), candidate)  # rounded, as a restart reads it
-        self.display.row_written(session.rows[-1], session.rows)
+        self.display.row_written(slot.number, session.rows[-1], session.rows)
         session.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
         runner.save_log(trial, session.runs, candidate.number)
         if status == Status.KEEP:
-            self.keep(session, candidate)
+            self.keep(session, candidate, slot)
+            self.proposer.kept(before, candidate)
         elif session.incumbent is None and status != Status.BUSY:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{session.tag}/); mend train.py, "
                              f"commit it and start again with --tag {session.tag}-2")
-        elif status == Status.CRASH and self.wants_idea(session):
+        elif status == Status.CRASH and self.wanted(session):
             self.proposer.mend_ahead(session, candidate, trial)
         self.show()
         return session
 
-    def keep(self, session: Session, candidate: Candidate) -> None:
+    def keep(self, session: Session, candidate: Candidate, slot: Slot) -> None:
         """Make a kept candidate the branch's head and train.py."""
         if note := self.store.advance(candidate.commit):
             self.display.say(note)
-        runner.keep_model(session.runs)
+        runner.keep_model(session.runs, slot)
         if candidate.number:
             self.tell("best", session)
 
-    def starts(self, session: Session) -> bool:
-        """Whether the incumbent starts on this machine now, which tells the machine's fault from the candidate's."""
+    def starts(self, session: Session, slot: Slot) -> bool:
+        """Whether the incumbent starts in a slot now, which tells the machine's fault from the candidate's."""
         if session.incumbent is None:
             return False
         self.display.say("a trial did not train: does the incumbent still start?")
         step = Again(session.incumbent.number)
-        return self.fleet.starts(session, candidate_of(session, self.fleet.in_flight, step, self.store))
+        return self.fleet.starts(session, candidate_of(session, self.fleet.in_flight, step, self.store), slot)
 
-    def wants_idea(self, session: Session) -> bool:
-        """Whether it is worth drafting the idea after those in flight."""
-        allowed = self.limits.allow_another(session, self.fleet.in_flight)
-        return allowed and self.options.word == "research" and not self.stop.asked.is_set()
+    def wanted(self, session: Session) -> int:
+        """How many ideas are worth drafting beside the trials in flight: one a slot, where the limits allow."""
+        if self.options.word != "research" or self.stop.asked.is_set():
+            return 0
+        return min(session.n_slots, self.limits.n_more(session, self.fleet.in_flight))
 
     # -- the two words
 

@@ -201,7 +201,8 @@ def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Itera
 
     file_bytes: of the file that a witness loads; 0 for a trial, which writes it.
     """
-    work = fresh_folder(Path(spec["folder"]), spec["code"], with_cache=not file_bytes)
+    known = None if file_bytes else Path(spec["folder"]) / "cache"
+    work = fresh_folder(Path(spec["work"]) / "trial", spec["code"], known)
     cache, patience_s, broken = str(work / "cache"), 0.0, None
     tokens_read, tokens_write = os.pipe()
     events_read, events_write = os.pipe()
@@ -233,19 +234,18 @@ def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Itera
         child.end(broken, patience_s)
 
 
-def fresh_folder(folder: Path, code: str, with_cache: bool) -> Path:
+def fresh_folder(work: Path, code: str, cache: Path | None) -> Path:
     """An empty working folder: train.py, the fixed files, a private copy of the compile cache.
 
     That is the baseline's, compiled before a model had any say: no candidate wrote for another.
     """
-    work = folder / "trial"
     remove(work)
     (work / "lab").mkdir(parents=True)
     (work / "train.py").write_bytes(code.encode("utf-8", "surrogateescape"))
     for name in ("prepare.py", "lab/wire.py"):
         shutil.copyfile(ROOT / name, work / name)
-    if with_cache and (folder / "cache").is_dir():
-        sandbox.copy_plain(folder / "cache", work / "cache", *CACHE_LIMITS)  # empty on failure
+    if cache and cache.is_dir():
+        sandbox.copy_plain(cache, work / "cache", *CACHE_LIMITS)  # empty on failure
     (work / "cache").mkdir(exist_ok=True)
     return work
 

@@ -17,10 +17,12 @@ from lab.model import DEFAULT_MODEL
 from lab.texts import MAX_SHARDS
 from prepare import DEFAULT_BUDGET_S
 
+MAX_SLOTS = 1024
 TUNER_SHARE = 0.3  # of the turns, beside a model; tests/bench/bench_tuner.py
 # What `report` and `confirm` never ask for has these values.
 UNASKED = {"experiments": None, "hours": None, "max_usd": None, "budget": None, "data": None, "shards": None,
-           "researcher": "tuner", "tag": None, "each": False, "quiet": False, "json": False, "notify": None}
+           "researcher": "tuner", "tag": None, "each": False, "quiet": False, "json": False, "notify": None,
+           "gpus": 1, "slots": 1, "ray": None}
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +53,10 @@ def prices(text: str) -> tuple[float, ...]:
     if len(values) not in (2, 4):
         read("")
     return values
+
+
+def n_gpus(text: str) -> int:
+    return 0 if text == "all" else int(within(1, MAX_SLOTS, f"all, or a number up to {MAX_SLOTS}", int)(text))
 
 
 positive = within(1e-9, inf, "a positive number")
@@ -99,6 +105,7 @@ def add_research(parser: Parser) -> None:
     add_data(session)
     session.add_argument("--shards", type=within(1, MAX_SHARDS, f"from 1 to {MAX_SHARDS}", int), metavar="N",
                          help=f"of climbmix for training (default: {SHARDS})")
+    add_slots(parser)
     who = parser.add_argument_group("who proposes")
     who.add_argument("--researcher", choices=("auto", "llm", "tuner"), default="auto",
                      help="auto: the model if there is a key, else the tuner; llm: only the model; tuner: no model")
@@ -124,12 +131,23 @@ def add_confirm(parser: Parser) -> None:
     add_data(parser)
     parser.add_argument("--each", action="store_true",
                         help="also every kept change, taken out of the final train.py alone")
+    add_slots(parser)
     add_notify(parser)
 
 
 def add_data(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--data", metavar="D", help="climbmix, builtin, or a path to .txt, .jsonl or .parquet files "
                         "(default: the session's, at first climbmix with a CUDA GPU, else builtin)")
+
+
+def add_slots(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("trials at once (default: one)")
+    places = group.add_mutually_exclusive_group()
+    places.add_argument("--gpus", type=n_gpus, default=1, metavar="N", help="on N cards of this machine, or on all")
+    at_most = f"a number up to {MAX_SLOTS}"
+    places.add_argument("--slots", type=within(1, MAX_SLOTS, at_most, int), default=1, metavar="N",
+                        help="without a GPU: on N shares of the cores")
+    places.add_argument("--ray", metavar="ADDRESS", help="on every GPU of a Ray cluster: auto, or host:port")
 
 
 def add_notify(parser: Parser) -> None:

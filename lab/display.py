@@ -26,6 +26,7 @@ from lab import ledger
 from lab.ledger import Experiment, Row, Status, one_line
 
 SHOWN = 8             # experiments in the table
+FEW, MANY = 2, 8      # trials at once that have some lines each, or one; more are counted
 SILENCE_S = 3.0       # a phase says at least this often that it goes on
 WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
@@ -115,8 +116,12 @@ class Display:
             trial = replace(trial, said=one_line(str(value), 200), curve=trial.curve | curve(str(value)))
         self.running[slot] = trial
 
-    def row_written(self, row: Row, rows: Sequence[Row]) -> None:
-        slot = next((slot for slot, trial in self.running.items() if trial.number == row.experiment), None)
+    def slot_lost(self, slot: int, line: str) -> None:
+        self.running.pop(slot, None)
+        self.say(line)
+
+    def row_written(self, slot: int, row: Row, rows: Sequence[Row]) -> None:
+        """A trial's row, which ran in this slot."""
         ended = self.running.pop(slot, None)
         if ended and row.status is Status.KEEP:
             self.rival = ended.curve
@@ -136,6 +141,10 @@ class Display:
         rival = f"incumbent then {then[-1]:.4f}" if then and trial.phase == "training" else ""
         return [f"{trial.phase} {trial.seconds():.0f}{of} s", trial.memory, trial.said, rival]
 
+    def brief(self, slot: int, trial: Running, width: int) -> Text:
+        """One of many trials on a line of its own; what its progress line said comes before what it is."""
+        return lines([f"{slot:2} {', '.join(filter(None, self.facts(trial)))}  {trial.what}"], width)[0]
+
     def draw(self) -> Group:
         """The frame. A narrower window has wrapped the old one: those lines are erased first."""
         console = get_console()
@@ -149,7 +158,11 @@ class Display:
     def render(self, width: int) -> list[Text]:
         """All that is live, to be cut at `width`. A low window cuts off the oldest experiments."""
         frame = lines([self.title, *self.standing.split(", ")], width)
-        for _, trial in sorted(self.running.items()):
+        if len(self.running) > FEW:
+            trials = sorted(self.running.items())
+            frame += [self.brief(slot, trial, width) for slot, trial in trials[:MANY]]
+            frame += lines([f"and {len(trials) - MANY} more trials"] if len(trials) > MANY else [], width)
+        for _, trial in sorted(self.running.items()) if len(self.running) <= FEW else ():
             share = {"starting": 0.0, "training": trial.seconds() / trial.budget_s}.get(trial.phase, 1.0)
             done = min(width, int(width * share))
             bar = Text.assemble(("━" * done, "cyan"), ("━" * (width - done), "bright_black"))

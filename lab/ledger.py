@@ -73,6 +73,7 @@ class Trial:
     note: str = ""              # measured peculiarities ("pins its own seed", ...)
     log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, stop
+    slot: str = ""              # where it ran, of several places; "" for the only one
 
     @property
     def crashed(self) -> bool:
@@ -89,7 +90,7 @@ class Row:
     status: Status = Status.DISCARD
     description: str = ""
     experiment: int = 0
-    parent: str = ""  # commit of the incumbent it was judged against
+    parent: str = ""  # commit of the train.py that it changes
     seed: int = 0
     split: str = "val"
     budget: float = 0.0

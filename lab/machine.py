@@ -81,7 +81,8 @@ def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> f
     strangers = max(0.0, (after.busy - before.busy) - (after.own - before.own))
     waited = max(0.0, after.waited - before.waited)
     stolen = max(0.0, after.stolen - before.stolen)
-    return (min(strangers, waited) + stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
+    own_stolen = stolen * n_cores / os.cpu_count()
+    return (min(strangers, waited) + own_stolen) / max(n_cores * (after.wall - before.wall), 1e-6)
 
 
 # A GPU, through NVIDIA's library: it takes no memory of the card and needs no torch -------
@@ -96,6 +97,19 @@ def _card():
     if visible.startswith("GPU-"):
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(visible)
     return pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
+
+
+def cards() -> list[tuple[str, str]]:
+    """(UUID, device file) of every card that CUDA_VISIBLE_DEVICES does not hide."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    found = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+    facts = [(pynvml.nvmlDeviceGetUUID(card), f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(card)}")
+             for card in found]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible is not None else [uuid for uuid, _ in facts]
+    return [fact for n, fact in enumerate(facts) if str(n) in names or fact[0] in names]
 
 
 def card_used_gb() -> float:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Row, SetupError, write_durably
+from lab.ledger import Proposal, Row, SetupError, write_durably
 from lab.prompt import Situation
-from lab.session import Candidate, Session
+from lab.session import Session
 
 N_LOGS = 3  # trials whose output the prompt quotes, beside the incumbent's
 
@@ -36,8 +36,8 @@ class Memory:
         self.runs.mkdir(parents=True, exist_ok=True)
         write_durably(self.runs / "notes.md", text.encode("utf-8", "replace"))
 
-    def situation(self, session: Session, in_flight: Sequence[Candidate], program: str) -> Situation:
-        """All that a proposal may depend on, as it is now."""
+    def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
+        """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
         history, best = session.history, session.incumbent
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
         logs = {number: runner.read_log(session.runs, number, e.own.seed) for number, e in quoted.items()}
@@ -51,7 +51,7 @@ class Memory:
             ideas={idea["experiment"]: idea for idea in self.ideas if "experiment" in idea},
             unapplied=[idea for idea in self.ideas if "experiment" not in idea],
             logs={number: log for number, log in logs.items() if log},
-            running=[(c.proposal.description, c.proposal.code) for c in in_flight if not c.is_repeat],
+            running=[(proposal.description, proposal.code) for proposal in known],
             sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
             notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "",
             profile=f"the incumbent's trial: {', '.join(phases)}" if phases else "")

@@ -11,6 +11,7 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from lab import card, corpus, edits, ledger, restrict, sandbox
@@ -20,6 +21,7 @@ from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
 from lab.memory import read_program
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session
+from lab.slots import slots_here
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, default_device
 
@@ -40,6 +42,7 @@ def open_session(root: Path, options: argparse.Namespace, say: Say) -> tuple[Sto
             raise SetupError("nothing to confirm yet: run python agent.py first")
         check_train(store.train_code())
         settle_budget(options, rows, store.tag)
+        settle_places(options)
         researcher = pick_researcher(options, root / "runs" / store.tag, say)
         data = find_data(root, options, rows)
         if rows and rows[0].data != data.hash[:8]:
@@ -98,6 +101,13 @@ def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) ->
         raise SetupError(f"session {tag} has a budget of {budget_s:g} s, not {options.budget:g}; numbers would not "
                          f"compare: start another with --tag {tag}-{options.budget:g}s")
     options.budget = budget_s
+
+
+def settle_places(options: argparse.Namespace) -> None:
+    """Where trials run on this machine. Raises SetupError where it has no such place."""
+    if options.ray and not find_spec("ray"):
+        raise SetupError("--ray needs Ray, which is an extra: run `uv sync --extra ray`, or `pip install ray`")
+    options.places = [] if options.ray else slots_here(options.slots, options.gpus, default_device())
 
 
 def pick_researcher(options: argparse.Namespace, runs: Path, say: Say) -> Researcher | None:

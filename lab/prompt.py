@@ -79,6 +79,7 @@ class Situation:
     logs: Mapping[int, str] = field(default_factory=dict)  # by experiment
     earlier: Sequence[Sequence[Row]] = ()    # earlier sessions in this checkout, the oldest first
     running: Sequence[tuple[str, str]] = ()  # description and train.py of what is being measured
+    n_writing: int = 0                       # other answers that are being written to this prompt
     sigma: float | None = None   # measured noise of val_bpb between seeds
     misses: int = 0              # experiments since the last keep
     notes: str = ""              # the model's own notebook
@@ -257,6 +258,9 @@ def _ask(now: Situation, past: Sequence[Entry]) -> str:
         changed = quote("diff", diff(now.code, code), DIFF_CHARS)
         parts.append(f"Being measured now, its result unknown: {_data(description, 300)}\n{changed}\nDo not repeat "
                      "it. Propose what is worth trying whether it is kept or not, in other lines where possible.")
+    if now.n_writing:
+        parts.append(f"{now.n_writing} other answers to this same prompt are being written at this moment. Leave the "
+                     "ideas that come to mind first to them.")
     last = timeline(now.rows)[-1:]
     if last and last[0].after is not None:
         parts.append(f"The incumbent's estimate is {last[0].after:.6f}, from {last[0].n_trials} trials.")

@@ -21,17 +21,18 @@ from dataclasses import dataclass, replace
 from lab import confirm, edits, tuner
 from lab.display import Display
 from lab.edits import Flaw, ProposalError
-from lab.ledger import Ending, SetupError, Status, Trial, one_line
+from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
 from lab.memory import Memory, directions, read_objects, read_program
 from lab.model import Draft, Outage, Researcher, Unavailable, next_wait_s, rebase
 from lab.prompt import Situation, build_prompt
-from lab.session import Candidate, New, Session, Stopped
+from lab.session import COMBINED, Candidate, New, Session, Stopped
 from lab.store import Store
 from prepare import default_device
 
 PATIENCE_S = 60.0       # how long the GPU waits for a draft under way; a model that is later counts as out
 TUNER_MEMORY = 150      # how many earlier experiments the tuner learns from
 MOST_SPARE = 6          # further ideas that wait; the oldest go first
+MOST_ASKED = 64         # answers under way at once
 MENDABLE = (Ending.CRASHED, Ending.MEMORY, Ending.UNREPEATABLE)  # endings that one call with the log may mend
 
 
@@ -69,8 +70,10 @@ class Proposer:
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
         self.n_unusable = 0                         # answers of this process that could not be tried
         self.back_at, self.failures = 0.0, 0        # when the model may be asked again, after so many faults in a row
-        self.drafter = ThreadPoolExecutor(1)
+        self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
         self.asked: tuple[Asked, ...] = ()
+        self.waiting_since: float | None = None     # a slot is free, and an answer under way
+        self.apart: deque[tuple[str, str, str]] = deque()  # changes the incumbent lacks: description, before, after
         self.spare: deque[tuple[Draft, str]] = deque(maxlen=MOST_SPARE)  # further ideas, and the program.md they read
 
     def close(self) -> None:
@@ -93,23 +96,71 @@ class Proposer:
             self.memory.add_idea(experiment=candidate.number, kind=step.kind, area=step.area,
                                  reasoning=step.proposal.reasoning[:2000])
 
+    def kept(self, before: Session, candidate: Candidate) -> None:
+        """Remember the change that a kept train.py lacks, because it was kept while that one ran."""
+        rival = before.incumbent
+        if rival and candidate.parent != rival.commit:
+            self.apart.append((rival.own.description, candidate.parent_code, before.code))
+
     # -- whose turn
 
-    def propose(self, session: Session, in_flight: Sequence[Candidate], is_tuners_turn: bool) -> New:
-        """The next idea. Raises Stopped, and SetupError when there is nothing left to propose with."""
+    def propose(self, session: Session, in_flight: Sequence[Candidate], is_tuners_turn: bool) -> New | None:
+        """The next idea; None while trials are in flight and an answer is waited for.
+
+        Raises Stopped, and SetupError when there is nothing left to propose with.
+        """
+        if idea := self._combined_idea(session):
+            return idea
+        is_alone = self.options.researcher == "llm"
         while self.researcher and not is_tuners_turn:
             asked = self._answered(session, in_flight)
             if idea := self._model_idea(session, asked) if asked else self._spare_idea(session):
+                self.waiting_since = None
                 return idea
-            if not asked and self.options.researcher != "llm":
+            if not asked and in_flight and (is_alone or self._is_patient()):
+                return None
+            if not asked and not is_alone:
                 break
-        return self._tuner_idea(session)
+        return self._tuner_idea(session, in_flight)
 
-    def _tuner_idea(self, session: Session) -> New:
+    def _combined_idea(self, session: Session) -> New | None:
+        """The incumbent with a change that was kept beside it; where lines conflict, a word to the model."""
+        while self.apart:
+            description, before, after = self.apart.popleft()
+            words = f"the incumbent with: {description}"
+            try:
+                merged = edits.merge(before, after, session.code) or ""
+                edits.check(merged, self.tried)
+            except ProposalError:
+                reason = "the two were kept side by side and do not merge by themselves: write both into one"
+                self.memory.add_idea(rows=len(session.rows), description=words, reason=reason)
+                continue
+            self.tried.add(edits.fingerprint(merged))
+            return New(Proposal(words, merged, COMBINED))
+        return None
+
+    def _is_patient(self) -> bool:
+        """Whether a free slot still waits for an answer under way, beside others that are busy."""
+        if not self.asked:
+            return False
+        self.waiting_since = self.waiting_since or time.monotonic()
+        if time.monotonic() - self.waiting_since < PATIENCE_S:
+            return True
+        self.waiting_since = None
+        self._say_late()
+        return False
+
+    def _say_late(self) -> None:
+        self.display.say(f"the model is {PATIENCE_S:.0f} s late: another idea takes this turn")
+
+    def _tuner_idea(self, session: Session, in_flight: Sequence[Candidate]) -> New:
         past = [e for e in confirm.ideas(session.history) if e.status != Status.BUSY][-TUNER_MEMORY:]
         codes = self.store.codes([e.number for e in past])
         told = [(codes[e.number], e.val_bpb) for e in past if e.number in codes]
-        drawn = tuner.variations(session.code, told, len(session.history), default_device())
+        # What runs counts as no better than the worst so far, so that it is not proposed twice (a constant liar).
+        worst = max((value for _, value in told if value is not None), default=None)
+        told += [(c.proposal.code, worst) for c in in_flight if not c.is_repeat]
+        drawn = tuner.variations(session.code, told, len(session.history) + len(in_flight), default_device())
         proposal = next((idea for idea in drawn if edits.fingerprint(idea.code) not in self.tried), None)
         if proposal is None:
             raise SetupError("train.py has no ALL_CAPS number left for the tuner to vary: add one, or set "
@@ -118,20 +169,26 @@ class Proposer:
         return New(proposal)
 
     def _answered(self, session: Session, in_flight: Sequence[Candidate]) -> Asked | None:
-        """The oldest answer, after some patience; None while the model is late or out. Raises Stopped."""
-        must_wait = self.options.researcher == "llm" and not self.spare
+        """The oldest answer that is there, after some patience; None while the model is late or out. Raises Stopped.
+
+        Beside trials in flight nobody waits here: one of them may end at any moment.
+        """
+        must_wait = self.options.researcher == "llm" and not self.spare and not in_flight
         if must_wait and not self.asked and self.stopped.wait(max(0.0, self.back_at - time.monotonic())):
             raise Stopped("stopped by you")
         self.draft_ahead(session, in_flight)
         if not self.asked:
             return None
-        asked = self.asked[0]
-        if not futures.wait([asked.answer], None if must_wait else PATIENCE_S).done:
-            self.display.say(f"the model is {PATIENCE_S:.0f} s late: another idea takes this turn")
+        patience_s = 0.0 if in_flight else None if must_wait else PATIENCE_S
+        futures.wait([asked.answer for asked in self.asked], patience_s, futures.FIRST_COMPLETED)
+        asked = next((asked for asked in self.asked if asked.answer.done()), None)
+        if asked is None:
+            if not in_flight:
+                self._say_late()
             return None
         self.billed_usd += asked.usd
         self.owed_usd += asked.usd
-        self.asked = self.asked[1:]
+        self.asked = tuple(other for other in self.asked if other is not asked)
         return asked
 
     def _model_idea(self, session: Session, asked: Asked) -> New | None:
@@ -176,15 +233,18 @@ class Proposer:
 
     # -- the model
 
-    def draft_ahead(self, session: Session, in_flight: Sequence[Candidate]) -> None:
-        """Have the model's next proposal made while a trial runs."""
-        if not self.asked and session.incumbent and self._may_ask():
+    def draft_ahead(self, session: Session, in_flight: Sequence[Candidate], n: int = 1) -> None:
+        """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
+        drafted = [draft.proposal for draft, _ in self.spare] if in_flight else []
+        while len(self.asked) + len(drafted) < n and session.incumbent and self._may_ask():
             self.display.show_researcher(f"{self.researcher.name} drafts the next proposal")
-            self._submit(self.memory.situation(session, in_flight, self._program()))
+            known = [c.proposal for c in in_flight if not c.is_repeat] + drafted
+            now = self.memory.situation(session, known, self._program())
+            self._submit(replace(now, n_writing=sum(not asked.answer.done() for asked in self.asked)))
 
     def mend_ahead(self, session: Session, candidate: Candidate, trial: Trial) -> None:
         """Have a crash mended meanwhile, by one call with what it printed; the mend is an experiment of its own."""
-        is_models = candidate.proposal.source not in ("tuner", "baseline", confirm.LEFT_OUT)
+        is_models = candidate.proposal.source not in ("tuner", "baseline", COMBINED, confirm.LEFT_OUT)
         if is_models and not candidate.step.is_mend and trial.ending in MENDABLE and self._may_ask():
             now = self.memory.situation(session, (), self._program())
             self._submit(replace(now, code=candidate.parent_code), trial.reason, candidate.proposal.code, trial.log)

@@ -178,16 +178,17 @@ class Measured:
 
 def run(spec: dict) -> dict:
     """One trial, its witness where the number would count; the fields of a ledger.Trial."""
-    folder, data = Path(spec["folder"]), Data.load(Path(spec["data"]))
+    folder, work, data = Path(spec["folder"]), Path(spec["work"]), Data.load(Path(spec["data"]))
     probe_s = machine.probe() if spec["budget"] >= machine.LEAST_BUDGET_S else None
     known = baseline.read(folder)
-    file_fd = sealable_memory("model", machine.memory()[0] // FILE_PART)
+    share = spec["cores"] / os.cpu_count()  # of the machine, where several trials run at once
+    file_fd = sealable_memory("model", int(machine.memory()[0] * share) // FILE_PART)
     trial = measure(spec, data, known, file_fd)
     broken, log, val_bpb, witnessed = trial.child.broken, trial.child.log_text(), None, False
     notes = [trial.training.note, trial.child.note]
     busy = ""
     if probe_s and not broken:
-        busy = machine.verdict(folder, trial.training.lost, probe_s, spec["last_try"])
+        busy = machine.verdict(work, trial.training.lost, probe_s, spec["last_try"])
     if busy and spec["last_try"]:
         notes.append(busy)
     elif busy:
@@ -195,7 +196,7 @@ def run(spec: dict) -> dict:
     if not broken:
         cache, fresh = folder / "cache", folder / "cache.new"  # which every later trial starts from
         if spec["is_baseline"] and not cache.exists():
-            notes.append(sandbox.copy_plain(folder / "trial" / "cache", fresh, *CACHE_LIMITS))
+            notes.append(sandbox.copy_plain(work / "trial" / "cache", fresh, *CACHE_LIMITS))
             os.replace(fresh, cache)  # whole or not at all, whenever this process dies
         rows = data.split(spec["split"])[: data.eval_rows[spec["split"]]]
         n_bytes = data.token_bytes()[rows[:, 1:].astype(np.int64)]
@@ -207,7 +208,7 @@ def run(spec: dict) -> dict:
             notes.append("what the baseline measured is gone: the witness was asked at uniform places alone")
     if broken and broken.ending is Ending.BUSY and spec["last_try"]:  # else it would run again for ever
         broken = ContractBroken(f"{broken}, as often before", Ending.CRASHED)
-    remove(folder / "trial")
+    remove(work / "trial")
     return fields_of(spec, data, trial) | {
         "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": log,
         "ending": broken.ending if broken else Ending.SCORED, "witnessed": witnessed,
@@ -289,12 +290,11 @@ def wait_for_load(child: Child, limit_s: float) -> None:
 
 
 def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
-    """Leave the model's file, and a baseline's losses, in the session's folder."""
-    folder = Path(spec["folder"])
+    """Leave the model's file, and a baseline's losses, where they outlive the trial."""
     with mapped(copy_fd, trial.training.file_bytes) as content:
-        (folder / "candidate.safetensors").write_bytes(content)
+        (Path(spec["work"]) / "candidate.safetensors").write_bytes(content)
     if spec["is_baseline"]:
-        baseline.write(folder, trial.training.start_s(), trial.losses)
+        baseline.write(Path(spec["folder"]), trial.training.start_s(), trial.losses)
 
 
 def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
@@ -306,7 +306,7 @@ def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
     file_at = training.file_at or ended_at
     phases = {"start": clock_at - training.started_at, "train": file_at - clock_at,
               "score": ended_at - file_at, "witness": now - ended_at}
-    name = f"{spec['device']} x{os.cpu_count()}"
+    name = f"{spec['device']} x{spec['cores']}"
     return {
         "seed": spec["seed"], "split": spec["split"], "budget": spec["budget"],
         "device": torch.cuda.get_device_name() if spec["device"] == "cuda" else name,

@@ -14,11 +14,13 @@ import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lab import confirm, display, ledger, memory, picture, runner, terminal
 from lab.ledger import Experiment, Row, SetupError, Status, one_line
+from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
@@ -58,12 +60,13 @@ def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
     """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41"."""
     own = [row for row in rows if row.status in (Status.KEEP, Status.DISCARD, Status.CRASH)
            and row.split == "val" and row.source != "baseline"]
-    models = [row for row in own if row.source != "tuner"]
+    counts = Counter(row.source for row in own)
+    models = [row for row in own if row.source not in ("tuner", COMBINED)]
     n_repaired = sum("repaired" in row.note or "mended" in row.note for row in models)
     names = sorted({row.source for row in models})
     parts = [f"{names[0] if len(names) == 1 else 'models'} {len(models)}"
              + (f" ({n_repaired} repaired)" if n_repaired else "")] if models else []
-    parts += [f"tuner {len(own) - len(models)}"] if len(own) > len(models) else []
+    parts += [f"{name} {counts[name]}" for name in ("tuner", COMBINED) if counts[name]]
     answers = f"{n_unusable} answer{'s' * (n_unusable != 1)} not usable" if n_unusable else ""
     count = f"{len(own)} experiment{'s' * (len(own) != 1)}"
     return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
@@ -122,6 +125,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     money        {source: {tries, keeps, best val_bpb, usd}}
     areas        {area that the model named: the same}
     minutes      {training, trials}: of training, and of whole trials
+    slots        {slot: how busy it was}, where there were several
     session      {device, data, sandbox, budget}
     rows         every row of results.tsv under the names of its columns
     """
@@ -145,6 +149,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "areas": _grouped(history[1:], areas),
         "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
                     "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
+        "slots": slot_shares(rows, runs),
         "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
                     for name in ("device", "data", "sandbox", "budget")},
         "rows": [asdict(row) for row in rows],
@@ -178,6 +183,21 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
         if value and name not in ("headline", "confirmed", "rows"):
             lines.append(f"{name + ':':12} {words(value)}")
     return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows)]).rstrip()
+
+
+def slot_shares(rows: Sequence[Row], runs: Path | None) -> dict[str, str]:
+    """How busy each slot was from the first trial's start to the last one's end; {} where there was one."""
+    def slot_of(row: Row) -> str:
+        return next(memory.read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {}).get("slot") or ""
+
+    if not runs or not any(map(slot_of, rows[-2:])):
+        return {}
+    busy_s: Counter[str] = Counter()
+    for row in rows:
+        busy_s[slot_of(row)] += row.total_seconds
+    ends = [datetime.fromisoformat(row.when).timestamp() for row in rows]
+    span_s = max(ends) - min(end - row.total_seconds for row, end in zip(rows, ends, strict=True))
+    return {name or "the only slot": f"{seconds / max(span_s, 1):.0%} busy" for name, seconds in sorted(busy_s.items())}
 
 
 def words(value: object) -> str:

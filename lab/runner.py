@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import baseline, sandbox
@@ -29,6 +29,22 @@ REFEREES: set[int] = set()  # this process's, alive: the end of one trial spares
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A place for one trial at a time: this machine, or a part of it."""
+
+    number: int = 0
+    name: str = ""                # for row and screen; "" where it is the only one
+    cores: tuple[int, ...] = ()   # that its trials are bound to; () for all
+    card: str = ""                # the UUID of its GPU; "" for the one that CUDA chooses
+    hidden: tuple[str, ...] = ()  # device files of the other cards
+    host: str = ""                # the node of a cluster; "" for this machine
+
+    def folder(self, runs: Path) -> Path:
+        """Where its trials work, below the session's folder."""
+        return runs / f"slot-{self.number}" if self.number else runs
+
+
 class RefereeFailed(Exception):
     """The referee itself broke: our bug or the machine's, with its stderr as the message."""
 
@@ -36,27 +52,31 @@ class RefereeFailed(Exception):
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
         witness_below: float = math.inf, is_baseline: bool = False, last_try: bool = False,
         on_event: Callable[[str, object], None] = lambda kind, value: None,
-        interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS) -> Trial | None:
+        interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS,
+        slot: Slot = Slot()) -> Trial | None:  # noqa: B008  frozen
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
     folder: the session's, runs/TAG; it holds what the baseline measured. A val_bpb below
     `witness_below` gets its witness in the same call. A trial that did not have its machine ends
     BUSY, unless it is the last try of an experiment.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    work = slot.folder(folder)
+    work.mkdir(parents=True, exist_ok=True)
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
-        "folder": str(folder), "device": default_device(), "cores": os.cpu_count(),
-        "parent": os.getpid(), "hidden": [str(path) for path in held_out(data.source)],
+        "folder": str(folder), "work": str(work), "device": default_device(),
+        "cores": len(slot.cores) or os.cpu_count(), "parent": os.getpid(),
+        "hidden": [*map(str, held_out(data.source)), *slot.hidden],
         "witness_below": witness_below, "is_baseline": is_baseline, "last_try": last_try,
         "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
-    errors = folder / "referee.log"
+    errors = work / "referee.log"
+    card = {"CUDA_VISIBLE_DEVICES": slot.card} if slot.card else {}
     with open(errors, "wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY | {"PYTHONIOENCODING": "utf-8"})
+            env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY | {"PYTHONIOENCODING": "utf-8"} | card)
     REFEREES.add(process.pid)
     deadline = time.monotonic() + longest_s(limits, budget_s)
     try:
@@ -145,10 +165,11 @@ def baseline_known(runs: Path) -> bool:
     return baseline.read(runs) is not None
 
 
-def keep_model(runs: Path) -> None:
+def keep_model(runs: Path, slot: Slot) -> None:
     """Make the file of the trial that has just been kept the session's model."""
-    if (runs / "candidate.safetensors").exists():
-        os.replace(runs / "candidate.safetensors", runs / "model.safetensors")
+    learnt = slot.folder(runs) / "candidate.safetensors"
+    if learnt.exists():
+        os.replace(learnt, runs / "model.safetensors")
 
 
 def save_log(trial: Trial, runs: Path, number: int) -> None:

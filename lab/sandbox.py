@@ -91,20 +91,23 @@ def environment(folder: str, cache: str) -> dict[str, str]:
 
 
 def command(folder: str, cache: str, program: list[str], hidden: Iterable[Path] = ()) -> list[str]:
-    """The command line that runs `program`, restricted; `hidden` folders cannot be read."""
+    """The command line that runs `program`, restricted; `hidden` folders and devices cannot be read."""
     return _command(_kind(), folder, cache, program, hidden)
 
 
 def _command(kind: str, folder: str, cache: str, program: list[str], hidden: Iterable[Path]) -> list[str]:
     spec = {"parent": os.getpid(), "kind": kind, "folder": os.path.realpath(folder)}
     if kind != "none":
-        readable, others = _machine()
+        (readable, others), hidden = _machine(), [os.path.realpath(path) for path in hidden]
         is_open = kind == "filter" and restrict.landlock_version() < restrict.SIGNALS_FROM
-        watchers = (os.getpid(), os.getppid()) if is_open else ()
-        rules = syscalls.program(os.uname().machine, kind == "ns", watchers)
+        # Bound to a share of the cores, a trial stays there: the others belong to the trials beside it.
+        is_bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < os.cpu_count()
+        rules = syscalls.program(os.uname().machine, kind == "ns", is_bound,
+                                 watchers=(os.getpid(), os.getppid()) if is_open else ())
         spec |= {"filter": rules.hex(), "readable": readable,
-                 "hidden": _outermost([*map(os.path.realpath, hidden), *others]),
-                 "devices": _places(_existing(DEVICES)), "writable": _places([folder, cache])}
+                 "hidden": _outermost([path for path in (*hidden, *others) if not path.startswith("/dev/")]),
+                 "devices": _places(path for path in _existing(DEVICES) if path not in hidden),
+                 "writable": _places([folder, cache])}
     return [sys.executable, "-I", "-S", restrict.__file__, json.dumps(spec), *program]
 
 

@@ -12,6 +12,8 @@ from lab import edits, ledger
 from lab.ledger import Experiment, Proposal, Row, Status, Trial, one_line
 from lab.store import Store
 
+COMBINED = "combine"  # source of a train.py that joins two changes which were kept side by side
+
 
 class Stopped(Exception):
     """Nothing more is started, or the user ended the trial. The message tells the user why."""
@@ -45,7 +47,8 @@ class Candidate:
     commit: str
     seed: int
     step: New
-    parent_code: str = ""                # the train.py that the idea changes
+    parent: str = ""                     # commit of the train.py that the idea changes
+    parent_code: str = ""
     is_repeat: bool = False
     is_baseline: bool = False            # later trials are compared with its start-up and losses
     witness_below: float = float("inf")  # a lower val_bpb is examined by a witness
@@ -73,6 +76,7 @@ class Session:
     code: str = ""                       # the incumbent's train.py
     program_judged: str = ""             # program.md as the idea of the last row had read it
     spent_usd: float = 0.0               # by rows and calls together
+    n_slots: int = 1                     # trials that may run at once
 
     @property
     def incumbent(self) -> Experiment | None:
@@ -113,27 +117,27 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
             body += f"\nfingerprint: {edits.fingerprint(proposal.code)}"
         subject = f"experiment {number}: {proposal.description}"
         commit = store.save(number, proposal.code, subject, body)
-        return Candidate(number, commit, 100 * number, step, session.code)
+        parent = session.incumbent.commit if session.incumbent else ""
+        return Candidate(number, commit, 100 * number, step, parent, session.code)
     known = session.experiment(step.number)
     is_repeat = known.status != Status.BUSY
     proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
     counted = sum(row.status is not Status.BUSY for row in known.rows)  # a busy trial draws no new seed
     in_row = counted + sum(candidate.number == step.number for candidate in in_flight)
-    parent = "" if is_repeat or not known.own.parent else store.code_of(known.own.parent)
+    parent = known.own.parent
+    parent_code = "" if is_repeat or not parent else store.code_of(parent)
     return Candidate(step.number, known.own.commit, 100 * step.number + in_row,
-                     New(proposal, step.split), parent, is_repeat)
+                     New(proposal, step.split), parent, parent_code, is_repeat)
 
 
-def row_of(session: Session, candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
+def row_of(candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
     """The row of a trial that has been judged."""
-    incumbent, proposal = session.incumbent, candidate.proposal
-    before = session.experiment(candidate.number)
-    parent = before.own.parent if before else incumbent.commit if incumbent else ""
+    proposal, slot = candidate.proposal, f"on {trial.slot}" if trial.slot else ""
     return Row(
         commit=candidate.commit[:7], val_bpb=trial.val_bpb, memory_gb=trial.memory_gb, status=status,
-        description=one_line(proposal.description), experiment=candidate.number, parent=parent[:7],
+        description=one_line(proposal.description), experiment=candidate.number, parent=candidate.parent[:7],
         seed=trial.seed, split=trial.split, budget=trial.budget, train_seconds=trial.train_seconds,
         total_seconds=trial.total_seconds, tokens_m=trial.tokens_m, params_m=trial.params_m,
         source=proposal.source, usd=proposal.usd, device=trial.device, data=trial.data,
-        sandbox=trial.sandbox, note="; ".join(filter(None, (trial.reason, trial.note, note, proposal.note))),
+        sandbox=trial.sandbox, note="; ".join(filter(None, (trial.reason, trial.note, note, proposal.note, slot))),
         when=ledger.utc_now())

@@ -329,12 +329,12 @@ class Store:
         return done
 
     def _settle_candidates(self, rows: list[Row]) -> list[str]:
-        """Every row's commit has its ref; what is above the last row had no result and goes."""
+        """Every row's commit has its ref; a candidate without a row had no result and goes."""
         format_ = "--format=%(refname:lstrip=3)"
         names = self.here.git("for-each-ref", format_, self.candidate_ref()).split()
         commits = {row.experiment: row.commit for row in rows}
         self.next_number = max(commits, default=-1) + 1
-        stopped = [n for n in names if n.isdecimal() and int(n) >= self.next_number]
+        stopped = [n for n in names if n.isdecimal() and int(n) not in commits]
         orders = "".join(f"delete {self.candidate_ref(n)}\n" for n in stopped)
         self.here.git("update-ref", "--stdin", data=orders.encode())
         lost = [n for n in commits if str(n) not in set(names)]

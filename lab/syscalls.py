@@ -65,7 +65,9 @@ REFUSED_AMONG_OTHERS = """
 """
 # Where Landlock lets signals out (before its version 6): none to all, nor to those that watch the trial. `tkill`
 # names a thread, and nobody sees whose; the C library has no use for it.
-SIGNALS = ("kill 62 129", "tgkill 234 131", "rt_sigqueueinfo 129 138", "rt_tgsigqueueinfo 297 240", "pidfd_open 434 434")
+SIGNALS = ("kill 62 129", "tgkill 234 131", "rt_sigqueueinfo 129 138", "rt_tgsigqueueinfo 297 240",
+           "pidfd_open 434 434")
+REFUSED_IF_BOUND = ", sched_setaffinity 203 122"
 
 # linux/bpf_common.h, linux/seccomp.h, and where struct seccomp_data keeps its fields
 LOAD, AND, IF_EQUAL, IF_GREATER, RETURN = 0x20, 0x54, 0x15, 0x25, 0x06
@@ -83,14 +85,18 @@ class Call:
     error: int
 
 
-def calls(private: bool, watchers: Sequence[int] = ()) -> list[Call]:
-    """All rows; `private`: the trial has namespaces of its own; watchers: processes that it may send no signal."""
+def calls(private: bool, is_bound: bool = False, watchers: Sequence[int] = ()) -> list[Call]:
+    """All rows; private: the trial has namespaces of its own; is_bound: to some of the cores.
+
+    watchers: processes to which it may send no signal.
+    """
     found, level = [], REFUSED_IN_NAMESPACES if private else REFUSED_AMONG_OTHERS
+    bound = REFUSED_IF_BOUND if is_bound else ""  # the first row of a call decides
     if watchers:
         named = [-1, *watchers, *(-pid for pid in watchers)]  # all, processes, groups
         values = "|".join(str(number % 2**32) for number in named)
         level += ", tkill 200 130" + "".join(f", {call} arg0!={values}" for call in SIGNALS)
-    for text, error in ((REFUSED + level, errno.EPERM), (NO_TERMINAL, errno.ENOTTY), (UNKNOWN, errno.ENOSYS)):
+    for text, error in ((REFUSED + bound + level, errno.EPERM), (NO_TERMINAL, errno.ENOTTY), (UNKNOWN, errno.ENOSYS)):
         for row in re.sub("#.*", ",", text).split(","):
             if row.strip():
                 name, x86_64, aarch64, *conditions = row.split()
@@ -99,11 +105,11 @@ def calls(private: bool, watchers: Sequence[int] = ()) -> list[Call]:
     return found
 
 
-def program(machine: str, private: bool, watchers: Sequence[int] = ()) -> bytes:
+def program(machine: str, private: bool, is_bound: bool = False, watchers: Sequence[int] = ()) -> bytes:
     """The filter for `machine`, a key of ARCHITECTURES: per call one comparison, and a jump over its verdict."""
     code = [_op(LOAD, ARCHITECTURE_AT), _op(IF_EQUAL, ARCHITECTURES[machine], 1, 0), _op(RETURN, KILL),
             _op(LOAD, NUMBER_AT), _op(IF_GREATER, NEWEST, 0, 1), _op(RETURN, ERRNO | errno.ENOSYS)]
-    for call in calls(private, watchers):
+    for call in calls(private, is_bound, watchers):
         if machine in call.numbers:
             verdict = _verdict(call)
             code += [_op(IF_EQUAL, call.numbers[machine], 0, len(verdict)), *verdict]

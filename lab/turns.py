@@ -6,6 +6,7 @@ Nothing is started or stopped here: agent.py does.
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -80,33 +81,35 @@ class Limits:
     def check(self, session: Session, in_flight: Sequence[Candidate]) -> None:
         """Raise Stopped when one of them is reached."""
         options = self.options
-        if session.incumbent and self._enough(session, in_flight):
+        enough = options.experiments is not None and self._n_tried(session, in_flight) >= options.experiments
+        if session.incumbent and enough:
             raise Stopped(f"--experiments {options.experiments}")
         if options.max_usd is not None and session.spent_usd >= options.max_usd:
             raise Stopped(f"--max-usd {options.max_usd:g} (${session.spent_usd:.2f} spent)")
         if self._left_s(session) < trial_s(session):
             raise Stopped(f"--hours {options.hours:g}")
 
-    def allow_another(self, session: Session, in_flight: Sequence[Candidate]) -> bool:
-        """Whether one more idea can be tried after those in flight: no draft is paid for in vain."""
-        has_time = self._left_s(session) >= 2 * trial_s(session)
-        return has_time and not self._enough(session, in_flight)
+    def n_more(self, session: Session, in_flight: Sequence[Candidate]) -> int:
+        """How many ideas can be tried after those in flight: no draft is paid for in vain."""
+        if self._left_s(session) < 2 * trial_s(session):
+            return 0
+        limit = self.options.experiments
+        return sys.maxsize if limit is None else max(0, limit - self._n_tried(session, in_flight))
 
     def confirm_s(self, session: Session) -> float:
         """The part of --hours that is kept free for confirm; 0 where that would be most of the night."""
         one_s = trial_s(session)
         if self.options.hours is None or len(session.history) < 2 or not self._has_time_to_confirm(one_s):
             return 0.0
-        return 2 * confirm.SEEDS * one_s
+        return math.ceil(2 * confirm.SEEDS / session.n_slots) * one_s
 
     def _has_time_to_confirm(self, one_s: float) -> bool:
         return 2 * confirm.SEEDS * one_s <= CONFIRM_SHARE * 3600 * self.options.hours
 
-    def _enough(self, session: Session, in_flight: Sequence[Candidate]) -> bool:
-        """Whether this process has tried, or is trying, as many ideas as it may."""
+    def _n_tried(self, session: Session, in_flight: Sequence[Candidate]) -> int:
+        """Ideas that this process has tried or is trying."""
         running = [c for c in in_flight if not c.is_repeat and c.proposal.source != "baseline"]
-        n_new = n_ideas(session) - self.n_before + len(running)
-        return self.options.experiments is not None and n_new >= self.options.experiments
+        return n_ideas(session) - self.n_before + len(running)
 
     def _left_s(self, session: Session) -> float:
         """Seconds of --hours that are left for ideas."""

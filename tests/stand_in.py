@@ -2,7 +2,7 @@
 
 The agent, git, the sandbox, the train.py under it and what that leaves behind are the project's own. The score comes
 from the seed and from a hash of the train.py: about every other experiment is kept. A file gpu_lost in the checkout
-makes every trial a crash, referee_lost every referee.
+makes every trial a crash, referee_lost every referee; a file `lost` in a slot's folder the referees of that slot.
 """
 
 import errno
@@ -53,7 +53,7 @@ def run(spec):
     import shutil
     import subprocess
 
-    started_at, folder = time.monotonic(), spec["folder"] + "/trial"
+    started_at, folder = time.monotonic(), spec["work"] + "/trial"
     spec["cache"] = folder + "/cache"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(spec["cache"])
@@ -63,7 +63,7 @@ def run(spec):
         file.write(spec["code"])
     with open("runs/trials.txt", "a") as file:
         file.write(f"{started_at}\\n")
-    if os.path.exists("referee_lost"):
+    if os.path.exists("referee_lost") or os.path.exists(spec["work"] + "/lost"):
         sys.exit("the referee fell over")
     with open(folder + "/train.py", "rb") as file:
         good = hashlib.sha256(file.read()).digest()[0] % 2
@@ -81,7 +81,8 @@ def run(spec):
     ending = "machine" if os.path.exists("gpu_lost") else "crashed" if reason else "scored"
     return {"ending": ending, "witnessed": True, "reason": reason, "seed": spec["seed"],
             "val_bpb": None if reason else 3.0 - good - spec["seed"] * 1e-6,
-            "split": spec["split"], "budget": spec["budget"], "device": "stand-in", "train_seconds": 0.1,
+            "split": spec["split"], "budget": spec["budget"], "train_seconds": 0.1,
+            "device": f"{spec['device']} x{spec['cores']}",
             "data": Data.load(Path(spec["data"])).hash[:8], "sandbox": sandbox.level(), "log": out,
             "total_seconds": time.monotonic() - started_at}
 

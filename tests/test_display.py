@@ -100,10 +100,10 @@ def test_loss_is_shown_beside_the_incumbents_after_the_same_share_of_the_budget(
             display.trial_event(0, "line", f"step 1 | {percent}% | loss {loss:.4f}")
 
     trial(0, {10: 5.0, 20: 4.0, 30: 3.0})
-    display.row_written(ROWS[0], ROWS[:1])
+    display.row_written(0, ROWS[0], ROWS[:1])
     trial(1, {22: 3.5})
     assert "loss 3.5000, incumbent then 4.0000" in screen(display, 120)
-    display.row_written(row(1, 1.1, "discard"), [ROWS[0], row(1, 1.1, "discard")])
+    display.row_written(0, row(1, 1.1, "discard"), [ROWS[0], row(1, 1.1, "discard")])
     trial(2, {35: 3.3})
     assert "loss 3.3000, incumbent then 3.0000" in screen(display, 120)
 
@@ -139,7 +139,7 @@ def test_rates_count_trials_and_money(monkeypatch):
     display.show_session([])
     display.trial_started(0, 0, "x", "y", 300)
     now[0] = 360.0
-    display.row_written(ROWS[0], ROWS[:1])
+    display.row_written(0, ROWS[0], ROWS[:1])
     assert "10.0 trials an hour, $0.25 spent" in screen(display, 80)
 
 
@@ -171,7 +171,7 @@ def test_plain_lines_one_a_change_of_state(capsys):
             display.trial_started(0, number, HOSTILE, "tuner", 300)
             for kind, value in (("start", 1), ("clock", 300), ("line", "loss 3.2"), ("tick", None), ("score", 300)):
                 display.trial_event(0, kind, value)
-            display.row_written(ROWS[number], ROWS[: number + 1])
+            display.row_written(0, ROWS[number], ROWS[: number + 1])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and not any("\x1b" in line or "\r" in line for line in lines)
     assert lines[2] == "#0 keep 1.000000 in 310 s, 12.3 M tokens; incumbent #0 1.000000, noise not measured yet"
@@ -295,24 +295,31 @@ def test_every_phase_has_a_clock(monkeypatch):
         assert words in screen(display, 80)
 
 
-def test_several_slots_have_a_block_each():
+@pytest.mark.parametrize("n_slots, n_lines", [(1, 3), (2, 6), (3, 3), (8, 8), (20, 9)])
+def test_many_slots_have_a_line_each_within_a_usual_window(n_slots, n_lines):
     display = Display("t", plain=False)
-    for slot in range(8):
-        display.trial_started(slot, slot + 1, f"idea {slot + 1}", "y", 60)
+    display.show_session([row(n, 1.0, "keep") for n in range(20)])
+    before = len(display.render(80))
+    for slot in range(n_slots):
+        display.trial_started(slot, slot + 30, f"idea {slot}", "y", 60)
         display.trial_event(slot, "clock", 60)
-    assert all(f"#{n} idea {n} (y)" in screen(display, 80) for n in range(1, 9))
-    display.row_written(row(3, 0.9, "keep"), [row(3, 0.9, "keep")])
-    assert sorted(trial.number for trial in display.running.values()) == [1, 2, 4, 5, 6, 7, 8]
+        display.trial_event(slot, "line", "step 7 | 50% | loss 3.25 | 1000 tok/s")
+    text = screen(display, 100)
+    assert all(f"#{slot + 30} idea {slot} (y)" in text for slot in range(min(n_slots, 8))) and "1000 tok/s" in text
+    assert ("and 12 more trials" in text) == (n_slots == 20)
+    assert len(display.render(80)) == before + n_lines <= 24
+    display.row_written(0, row(30, 0.9, "keep"), [row(30, 0.9, "keep")])
+    assert sorted(display.running) == list(range(1, n_slots))
 
 
 def test_a_busy_trial_is_marked_and_is_no_incumbent(capsys):
     busy = row(1, None, "busy", note="it did not have its machine")
     display = Display("t", plain=True)
     display.trial_started(0, 1, "idea 1", "y", 60)
-    display.row_written(busy, [ROWS[0], busy])
+    display.row_written(0, busy, [ROWS[0], busy])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("#1 busy in") and said.endswith("it did not have its machine") and "incumbent #0" in said
-    display.row_written(row(1, 1.1, "discard"), [ROWS[0], busy, row(1, 1.1, "discard")])
+    display.row_written(0, row(1, 1.1, "discard"), [ROWS[0], busy, row(1, 1.1, "discard")])
     assert "discard busy x1" in screen(display, 120)
 
 

@@ -343,10 +343,10 @@ def slow_session(total_s):
 
 def test_hours_keep_time_for_confirm_and_start_nothing_that_would_not_end():
     now, limits = slow_session(360.0), Limits(night_of(hours=8), slow_session(360.0))
-    assert limits.confirm_s(now) == 6 * 360 and limits.allow_another(now, ())
+    assert limits.confirm_s(now) == 6 * 360 and limits.n_more(now, ())
     limits.started_at -= 8 * 3600 - 6 * 360 - 700  # 700 s are left: one trial, and none after it
     limits.check(now, ())
-    assert not limits.allow_another(now, ())
+    assert limits.n_more(now, ()) == 0
     limits.started_at -= 400
     with pytest.raises(Stopped, match="--hours 8"):
         limits.check(now, ())
@@ -360,6 +360,8 @@ def test_experiments_count_what_is_in_flight_but_no_repeat():
     limits.check(now, (candidate(0, is_repeat=True),))
     with pytest.raises(Stopped, match="--experiments 1"):
         limits.check(now, (candidate(3),))
+    four = Limits(night_of(experiments=4), now)
+    assert four.n_more(now, (candidate(3),)) == 3 and four.n_more(now, tuple(map(candidate, range(3, 9)))) == 0
     assert str(Limits(night_of(), now)) == "stops when you press Ctrl-C"
 
 
@@ -486,6 +488,11 @@ def test_the_tuner_takes_its_share_of_the_turns():
         source = "tuner" if turns[-1] is Turn.TUNER else "llm"
         history.append(experiment(number, "keep", 1.0 - number / 1000, source=source))
     assert turns.count(Turn.TUNER) in (29, 30) and len(set(turns)) == 2
+
+
+def test_beside_many_slots_confirm_takes_less_of_the_night():
+    now = replace(slow_session(360.0), n_slots=4)
+    assert Limits(night_of(hours=8), now).confirm_s(now) == 2 * 360
 
 
 def test_trials_in_flight_are_turns_too():

@@ -2,6 +2,7 @@
 
 import argparse
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,84 @@ def test_further_ideas_that_do_not_merge_any_more_are_dropped(make):
     found.propose(now, (), False)
     moved = replace(now, code=TRAIN.replace(*BETTER))
     assert found.propose(moved, (), False).proposal.source == "tuner" and not found.spare
+
+
+# Beside trials in flight ------------------------------------------------------------------------
+
+
+def running(code: str, number: int = 1, source: str = "stand-in", **more: object) -> Candidate:
+    return Candidate(number, f"c{number}", 100, New(Proposal(f"idea {number}", code, source)), **more)
+
+
+def test_a_draft_a_slot_is_made_ahead_and_each_is_told_of_the_others(make):
+    found, now = make(None, None, draft("faster", BETTER))
+    for _ in range(2):  # the second time there is nothing left to ask for
+        found.draft_ahead(now, (running(TRAIN + "x = 1\n"),), 2)
+    while len(found.researcher.prompts) < 2:
+        time.sleep(0.01)
+    first, second = sorted((prompt.ask for prompt in found.researcher.prompts), key=len)
+    assert "idea 1" in first and "x = 1" in first and "being written" not in first
+    assert "1 other answers to this same prompt are being written" in second
+    found.stopped.set()
+
+
+def test_a_free_slot_beside_busy_ones_takes_the_answer_that_is_there_and_never_blocks(make, monkeypatch):
+    monkeypatch.setattr(proposer, "PATIENCE_S", 60.0)
+    found, now = make(None, draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)))
+    in_flight = (running(TRAIN + "x = 1\n"),)
+    found.draft_ahead(now, in_flight, 2)
+    ideas = [found.propose(now, in_flight, False) for _ in range(2)]
+    assert [idea.proposal.description for idea in ideas] == ["faster", "slower"]
+    assert found.propose(now, in_flight, False) is None  # the other answer is still under way
+    monkeypatch.setattr(proposer, "PATIENCE_S", 0.0)
+    assert found.propose(now, in_flight, False).proposal.source == "tuner"
+    found.stopped.set()
+
+
+def test_alone_the_model_is_waited_for_beside_trials_too(make):
+    found, now = make(None, kind="llm")
+    assert found.propose(now, (running(TRAIN + "x = 1\n"),), False) is None
+    found.stopped.set()
+
+
+def test_what_the_tuner_has_in_flight_it_does_not_propose_again(make):
+    found, now = make(kind="tuner")
+    in_flight, codes = (), set()
+    for number in range(1, 9):
+        idea = found.propose(now, in_flight, True)
+        codes.add(idea.proposal.code)
+        in_flight += (running(idea.proposal.code, number, "tuner"),)
+    assert len(codes) == 8
+
+
+def test_a_change_that_a_late_keep_lacks_is_offered_once(make):
+    found, now = make(kind="tuner")
+    longer = TRAIN.replace("BATCH = 8 ", "BATCH = 4 ")
+    rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
+    before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
+    kept = running(longer, 2, parent="c0", parent_code=TRAIN)
+    found.kept(before, kept)
+    after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
+    idea = found.propose(after, (), True).proposal
+    assert idea.code == longer.replace(*BETTER) and idea.source == "combine" and "faster" in idea.description
+    assert found.propose(after, (), True).proposal.source == "tuner"
+    found.kept(after, running(TRAIN, 3, parent="c2"))  # nothing was kept while it ran
+    assert found.propose(after, (), True).proposal.source == "tuner"
+
+
+def test_a_lacking_change_that_does_not_merge_is_told_to_the_model(make):
+    found, now = make(kind="tuner")
+    rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
+    before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
+    kept = running(TRAIN.replace(*OTHER), 2, parent="c0", parent_code=TRAIN)
+    found.kept(before, kept)
+    after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
+    assert found.propose(after, (), True).proposal.source == "tuner"
+    told = Memory(now.runs).situation(after, (), PROGRAM).unapplied
+    assert [("faster" in idea["description"], "side by side" in idea["reason"]) for idea in told] == [(True, True)]
+
+
+# Outages ----------------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_out_is_left_alone_for_a_while_and_what_it_billed_is_paid_by_its_next_row(make):

@@ -111,6 +111,17 @@ def test_a_random_kill_loses_no_row_and_leaves_no_process(root, agents, argument
     kill_at_random(root, agents, arguments, 3, whole_group)
 
 
+def test_a_random_kill_with_two_slots_loses_no_row_either(root, agents, arguments):
+    kill_at_random(root, agents, (*arguments, "--slots", "2"), 3, True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_hundred_random_kills_with_two_slots(root, agents, arguments, whole_group):
+    kill_at_random(root, agents, (*arguments, "--slots", "2"), 100, whole_group)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("whole_group", [True, False])
@@ -149,6 +160,12 @@ def test_a_killed_trial_is_a_crash_and_the_loop_goes_on(begun, agents, arguments
 @pytest.mark.timeout(1800)
 def test_a_hundred_killed_trials(begun, agents, arguments):
     kill_trials(begun, agents, arguments, 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_hundred_killed_trials_in_two_slots(root, agents, arguments):
+    kill_trials(root, agents, (*arguments, "--slots", "2"), 100)
 
 
 def kill_recoveries(root: Path, agents: Agents, arguments: tuple, times: int) -> None:

@@ -440,7 +440,7 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
         """What the kernel would answer: the program run by hand."""
         data = number.to_bytes(4, "little") + (arch or syscalls.ARCHITECTURES[machine]).to_bytes(4, "little") + bytes(8)
         data += b"".join(value.to_bytes(8, "little") for value in (*args, *[0] * (6 - len(args))))
-        program, at, held = syscalls.program(machine, private, (700, 600) if not private else ()), 0, 0
+        program, at, held = syscalls.program(machine, private, watchers=() if private else (700, 600)), 0, 0
         while True:
             code, yes, no = int.from_bytes(program[8 * at:8 * at + 2], "little"), *program[8 * at + 2:8 * at + 4]
             value = int.from_bytes(program[8 * at + 4:8 * at + 8], "little")
@@ -473,7 +473,7 @@ def test_a_foreign_architecture_is_killed_and_conditions_are_read_right():
                 ("ioctl", (1, 0x40086602), True, syscalls.ERRNO | 25), ("ptrace", (), True, refused)):
             assert decide(machine, private, number[name], *args) == verdict, (machine, name, args)
         assert decide(machine, True, 462) == allowed and decide(machine, True, 463) != allowed
-        signals = {call.name: call.numbers[machine] for call in syscalls.calls(False, (1,)) if "kill" in call.name}
+        signals = {call.name: call.numbers[machine] for call in syscalls.calls(False, watchers=(1,))}
         for target, verdict in ((700, refused), (600, refused), (-700, refused), (-1, refused), (0, allowed),
                                 (701, allowed), (-701, allowed)):  # where Landlock lets signals out
             assert decide(machine, False, signals["kill"], target % 2**32, 9) == verdict, target

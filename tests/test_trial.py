@@ -366,7 +366,7 @@ for batch in stream(8, MAX_SEQ_LEN):
 finish(model)
 """), witness=True, is_baseline=True, on_event=lambda kind, value: events.append(kind))
     assert trial.witnessed and trial.ending is Ending.SCORED and "witness" in events, trial.reason
-    runner.keep_model(tmp_path / "runs")
+    runner.keep_model(tmp_path / "runs", runner.Slot())
     tensors = safetensors.torch.load_file(tmp_path / "runs" / "model.safetensors")
     assert list(tensors) == ["seen"] and tensors["seen"].numel() > 1000
     assert runner.baseline_known(tmp_path / "runs")

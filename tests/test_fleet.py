@@ -1,0 +1,233 @@
+"""Trials in flight: the slots of a machine, what is kept out of order, and a slot that fails.
+
+Sessions of two slots are real ones with the stand-in of stand_in.py. A cluster's need Ray, an extra.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import invariants
+import psutil
+import pytest
+from fakes import TRAIN, environment, git, make_checkout, run_agent
+from test_recovery import recovered, started
+
+from lab import ledger, runner, slots
+from lab.ledger import SetupError, Status
+from lab.runner import Slot
+from lab.sandbox import level
+from lab.slots import alike, slots_here
+
+TWO_CORES = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+                               reason="needs two cores")
+
+
+@pytest.fixture
+def root(cheap_checkout, tmp_path) -> Path:
+    return Path(shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True))
+
+
+@pytest.fixture
+def arguments(corpus_path):
+    return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
+
+
+# Which slots there are --------------------------------------------------------------------------
+
+
+def test_one_slot_is_the_whole_machine():
+    assert slots_here(1, 1, "cpu") == slots_here(1, 1, "cuda") == [Slot()]
+
+
+@TWO_CORES
+def test_slots_share_the_cores_without_overlap():
+    first, second = slots_here(2, 1, "cpu")
+    assert (first.number, second.number) == (0, 1) and first.name != second.name
+    assert set(first.cores).isdisjoint(second.cores) and len(first.cores) == len(second.cores) > 0
+    assert first.folder(Path("runs")) != second.folder(Path("runs"))
+
+
+@pytest.mark.parametrize("n_slots, n_gpus, device, words", [
+    (2, 1, "cuda", "--gpus"), (1, 2, "cpu", "--slots"), (1, 0, "mps", "--slots"), (1023, 1, "cpu", "cores")])
+def test_places_that_a_machine_lacks_are_refused(n_slots, n_gpus, device, words):
+    with pytest.raises(SetupError, match=words):
+        slots_here(n_slots, n_gpus, device)
+
+
+def test_only_cards_of_one_name_and_speed_run_together():
+    assert alike([("A", 100.0), ("A", 102.9), ("A", 101.0)]) == [0, 1, 2]
+    assert alike([("A", 100.0), ("A", 103.1), ("A", 103.0)]) == [1, 2] or alike(
+        [("A", 100.0), ("A", 103.1), ("A", 103.0)]) == [0, 2]
+    assert alike([("A", 100.0), ("B", 100.0), ("B", 101.0)]) == [1, 2]
+
+
+def test_cards_that_differ_are_refused_with_those_that_may_run_together(monkeypatch):
+    speeds = {"GPU-a": 700.0, "GPU-b": 650.0, "GPU-c": 705.0}
+    monkeypatch.setattr(slots.machine, "cards", lambda: [(uuid, f"/dev/nvidia{n}") for n, uuid in enumerate(speeds)])
+    monkeypatch.setattr(slots, "speed_of", lambda uuid: ("H200", speeds[uuid]))
+    with pytest.raises(SetupError, match="CUDA_VISIBLE_DEVICES=0,2"):
+        slots_here(1, 0, "cuda")
+    with pytest.raises(SetupError, match="there are 3 here"):
+        slots_here(1, 4, "cuda")
+    speeds["GPU-b"] = 701.0
+    found = slots_here(1, 2, "cuda")
+    assert [slot.card for slot in found] == ["GPU-a", "GPU-b"] and len({slot.name for slot in found}) == 2
+
+
+@TWO_CORES
+@pytest.mark.skipif(level() == "none", reason="needs a filter")
+def test_a_trial_cannot_leave_its_share_of_the_cores(tmp_path, corpus):
+    leave = "import os\n\ntry:\n    os.sched_setaffinity(0, range(os.cpu_count()))\nexcept PermissionError:\n    pass\n"
+    told = "    print('cores', sorted(os.sched_getaffinity(0)))\n    finish(model)"
+    code = TRAIN.replace("import torch\n", f"{leave}\nimport torch\n").replace("    finish(model)", told)
+    slot = slots_here(2, 1, "cpu")[1]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, slot.cores)
+    try:
+        trial = runner.run(code, data=corpus, seed=1, budget_s=0.3, folder=tmp_path, is_baseline=True, slot=slot)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert trial.val_bpb and f"cores {sorted(slot.cores)}" in trial.log, trial
+    assert trial.device == f"cpu x{len(slot.cores)}"
+
+
+# A session --------------------------------------------------------------------------------------
+
+
+def overlaps(rows) -> int:
+    """How many trials had started before the one in the row before them ended."""
+    ends = [datetime.fromisoformat(row.when).timestamp() for row in rows]
+    return sum(end - row.total_seconds < before for row, end, before in zip(rows[1:], ends[1:], ends, strict=False))
+
+
+@TWO_CORES
+def test_two_slots_train_at_once_and_their_rows_obey_every_invariant(tmp_path, corpus, corpus_path):
+    checkout = make_checkout(tmp_path / "checkout")
+    done = run_agent(checkout, "--experiments", "4", "--researcher", "tuner", "--tag", "t", "--slots", "2",
+                     "--data", str(corpus_path), "--budget", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    rows = ledger.read(checkout / "results.tsv")
+    assert sorted(row.experiment for row in rows) == [0, 1, 2, 3, 4]
+    assert {note for row in rows for note in row.note.split("; ") if "on " in note} == {"on slot 0", "on slot 1"}
+    assert len({row.seed for row in rows}) == 5 and overlaps(rows) >= 2
+    invariants.check(checkout)
+    assert git(checkout, "status", "--porcelain") == ""
+    again = run_agent(checkout, "--experiments", "1", "--researcher", "tuner", "--data", str(corpus_path))
+    assert again.returncode == 1 and "cpu x" in again.stderr + again.stdout  # one slot has other cores
+
+
+@TWO_CORES
+def test_a_slot_that_fails_is_taken_out_and_its_trial_runs_elsewhere(root, agents, arguments):
+    pid = agents.start(root, *arguments, "--slots", "2")
+    path, until = root / "results.tsv", time.monotonic() + 30
+    while path.read_bytes().count(b"\n") < 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    (root / "runs" / "nov23" / "slot-1" / "lost").touch()
+    wanted = path.read_bytes().count(b"\n") + 8
+    while path.read_bytes().count(b"\n") < wanted and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGINT)
+    code, out = agents.wait()
+    assert code == 0 and "slot 1 is out" in out, out
+    rows = ledger.read(path)
+    assert len(rows) >= wanted - 1 and Status.CRASH not in {row.status for row in rows}
+    numbers = [row.experiment for row in rows if row.status is not Status.REPEAT]
+    assert sorted(numbers) == list(range(len(numbers)))  # the lost one too
+    recovered(root, path.read_bytes())
+
+
+@TWO_CORES
+def test_the_last_slot_that_fails_ends_the_session(root, agents, arguments):
+    pid = agents.start(root, *arguments, "--slots", "2")
+    started(root, agents)
+    (root / "referee_lost").touch()
+    code, out = agents.wait()
+    assert pid and code == 2 - 1 and "the machine is at fault" in out, out
+    recovered(root, b"")
+
+
+# A cluster --------------------------------------------------------------------------------------
+
+
+class Ray:
+    """A head and nodes of one machine, each with two GPUs that are none."""
+
+    def __init__(self, root: Path):
+        self.root, self.nodes = root, []
+        self.command = str(Path(sysconfig.get_path("scripts")) / "ray")
+        self.environment = environment(PYTHONPATH=str(root), AUTORESEARCH_DEVICE="cpu", RAY_DISABLE_IMPORT_WARNING="1",
+                                       RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_USAGE_STATS_ENABLED="0")
+        self.port = random.randint(20000, 30000)
+        self.start("--head", f"--port={self.port}", "--num-gpus=0", "--include-dashboard=false")
+
+    def start(self, *words: str) -> None:
+        """A node that lives in the foreground."""
+        self.nodes.append(subprocess.Popen(
+            [self.command, "start", "--block", "--num-cpus=4", "--object-store-memory=100000000", *words],
+            cwd=self.root, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True))
+
+    def join(self) -> None:
+        self.start(f"--address=127.0.0.1:{self.port}", "--num-gpus=2")
+
+    def kill(self, node: subprocess.Popen) -> None:
+        for child in [node, *psutil.Process(node.pid).children(recursive=True)]:
+            with suppress(psutil.Error, ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+        node.wait()
+
+    def close(self) -> None:
+        for node in self.nodes:
+            if node.poll() is None:
+                self.kill(node)
+
+
+@pytest.fixture
+def cluster(root, monkeypatch):
+    pytest.importorskip("ray")
+    found = Ray(root)
+    yield found
+    found.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_two_hundred_experiments_on_a_cluster_that_loses_and_wins_a_node(root, cluster, arguments):
+    cluster.join()
+    cluster.join()
+    time.sleep(10)
+    rng, path, kills = random.Random(0), root / "results.tsv", 0
+    command = [sys.executable, "agent.py", *arguments, "--ray", f"127.0.0.1:{cluster.port}", "--experiments", "1000"]
+    agent, changed = None, False
+    while path.read_bytes().count(b"\n") <= 200:
+        if agent is None or agent.poll() is not None:
+            assert agent is None or agent.returncode == -signal.SIGKILL, (root / "out.txt").read_text()
+            with open(root / "out.txt", "a") as file:
+                agent = subprocess.Popen(command, cwd=root, env=cluster.environment, stdout=file, stderr=file,
+                                         start_new_session=True)
+        time.sleep(rng.uniform(0, 20))
+        if path.read_bytes().count(b"\n") > 100 and not changed:
+            cluster.kill(cluster.nodes[1])
+            cluster.join()
+            changed = True
+        if kills < 50:
+            agent.kill()
+            agent.wait()
+            kills += 1
+    agent.send_signal(signal.SIGINT)
+    agent.wait(60)
+    rows = ledger.read(path)
+    print(f"{len(rows)} rows, {kills} kills of the agent, by slot: "
+          f"{Counter(note for row in rows for note in row.note.split('; ') if note.startswith('on '))}")
+    recovered(root, path.read_bytes())
+    assert Counter(row.status for row in rows)[Status.CRASH] == 0
