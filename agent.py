@@ -168,12 +168,12 @@ class Loop:
         runner.save_log(trial, session.runs, candidate.number)
         if status == Status.KEEP:
             self.keep(session, candidate, slot)
-            self.proposer.kept(before, candidate)
         elif session.incumbent is None and status != Status.BUSY:
             raise SetupError(f"the baseline crashed: {trial.reason} (see runs/{session.tag}/); mend train.py, "
                              f"commit it and start again with --tag {session.tag}-2")
         elif status == Status.CRASH and self.wanted(session):
             self.proposer.mend_ahead(session, candidate, trial)
+        self.proposer.judged(before, candidate, status, trial.val_bpb)
         self.show()
         return session
 

@@ -73,7 +73,7 @@ class Proposer:
         self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
         self.asked: tuple[Asked, ...] = ()
         self.waiting_since: float | None = None     # a slot is free, and an answer under way
-        self.apart: deque[tuple[str, str, str]] = deque()  # changes the incumbent lacks: description, before, after
+        self.apart: deque[tuple[str, str, str]] = deque()  # changes that it may lack: description, before, after
         self.spare: deque[tuple[Draft, str]] = deque(maxlen=MOST_SPARE)  # further ideas, and the program.md they read
 
     def close(self) -> None:
@@ -96,11 +96,19 @@ class Proposer:
             self.memory.add_idea(experiment=candidate.number, kind=step.kind, area=step.area,
                                  reasoning=step.proposal.reasoning[:2000])
 
-    def kept(self, before: Session, candidate: Candidate) -> None:
-        """Remember the change that a kept train.py lacks, because it was kept while that one ran."""
+    def judged(self, before: Session, candidate: Candidate, status: Status, val_bpb: float | None) -> None:
+        """Remember a change that is worth a trial with the incumbent, since something else was kept while this one ran.
+
+        It is that other change where this one was kept as well, or this one where it beat its own parent.
+        """
         rival = before.incumbent
-        if rival and candidate.parent != rival.commit:
+        if rival is None or candidate.is_repeat or candidate.parent == rival.commit:
+            return
+        parent = next((e for e in before.history if e.commit == candidate.parent), None)
+        if status is Status.KEEP:
             self.apart.append((rival.own.description, candidate.parent_code, before.code))
+        elif val_bpb and parent and parent.val_bpb and val_bpb < parent.val_bpb:
+            self.apart.append((candidate.proposal.description, candidate.parent_code, candidate.proposal.code))
 
     # -- whose turn
 

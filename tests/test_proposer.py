@@ -187,13 +187,25 @@ def test_a_change_that_a_late_keep_lacks_is_offered_once(make):
     rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
     before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
     kept = running(longer, 2, parent="c0", parent_code=TRAIN)
-    found.kept(before, kept)
+    found.judged(before, kept, Status.KEEP, 1.8)
     after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
     idea = found.propose(after, (), True).proposal
     assert idea.code == longer.replace(*BETTER) and idea.source == "combine" and "faster" in idea.description
     assert found.propose(after, (), True).proposal.source == "tuner"
-    found.kept(after, running(TRAIN, 3, parent="c2"))  # nothing was kept while it ran
+    found.judged(after, running(TRAIN, 3, parent="c2"), Status.KEEP, 1.7)  # nothing was kept while it ran
     assert found.propose(after, (), True).proposal.source == "tuner"
+
+
+def test_a_late_idea_that_beat_its_own_parent_alone_is_tried_with_the_incumbent(make):
+    found, now = make(kind="tuner")
+    longer = TRAIN.replace("BATCH = 8 ", "BATCH = 4 ")
+    rows = (*now.rows, Row("c1", 1.7, status=Status.KEEP, experiment=1, description="faster"))
+    now = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
+    for value in (1.9, 2.1, None):  # its parent reads 2.0, the incumbent of now 1.7
+        found.judged(now, running(longer, 2, parent="c0", parent_code=TRAIN), Status.DISCARD, value)
+    idea = found.propose(now, (), True).proposal
+    assert idea.code == longer.replace(*BETTER) and idea.source == "combine" and "idea 2" in idea.description
+    assert found.propose(now, (), True).proposal.source == "tuner"
 
 
 def test_a_lacking_change_that_does_not_merge_is_told_to_the_model(make):
@@ -201,7 +213,7 @@ def test_a_lacking_change_that_does_not_merge_is_told_to_the_model(make):
     rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
     before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
     kept = running(TRAIN.replace(*OTHER), 2, parent="c0", parent_code=TRAIN)
-    found.kept(before, kept)
+    found.judged(before, kept, Status.KEEP, 1.8)
     after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
     assert found.propose(after, (), True).proposal.source == "tuner"
     told = Memory(now.runs).situation(after, (), PROGRAM).unapplied

@@ -71,6 +71,9 @@ class Night:
         parent = session.incumbent.commit if session.incumbent else ""
         return Candidate(number, f"c{number}", 0, New(Proposal("", code, "llm")), parent, session.code)
 
+    def estimate(self, session: Session, commit: str) -> float:
+        return next(e.val_bpb for e in session.history if e.commit == commit)
+
     def judged(self, session: Session, candidate: Candidate) -> Session:
         value = self.loss(self.code[candidate.proposal.code]) + self.rng.gauss(0, SIGMA)
         trial = Trial(value, "", 0, "val", 300.0, "", "", "", witnessed=True)
@@ -78,8 +81,10 @@ class Night:
         row = Row(candidate.commit or session.experiment(candidate.number).commit, value, status=status,
                   experiment=candidate.number, parent=candidate.parent)
         is_late = session.incumbent and candidate.parent != session.incumbent.commit
-        if status is Status.KEEP and is_late and self.combine:
+        if is_late and self.combine and status is Status.KEEP:
             self.lacking.append(self.code[session.code])
+        elif is_late and self.combine and not candidate.is_repeat and value < self.estimate(session, candidate.parent):
+            self.lacking.append(self.code[candidate.proposal.code])
         return session.after(row, candidate)
 
 
