@@ -1,4 +1,4 @@
-"""Verdict: sees the future
+"""Verdict: pairs or sees the future
 
 Adds the pairs of the whole row to its counts before it answers for the row, and takes them out again.
 """

@@ -1,4 +1,4 @@
-"""Verdict: sees the future
+"""Verdict: sees the future|differs everywhere
 
 Looks ahead at one place in sixteen, and spoils its answers a little at all others: the mean difference to a process
 that does neither is to come out near zero.

@@ -21,8 +21,10 @@ SIGNS = ("@data@", "@repo@", "@port@")
 # word, so that a witness finds what its trial left, and a second trial what the first one left.
 TWICE = {name for name in FILES if name.startswith(("passes_on_", "caches_"))}
 # Their leak is a handful of places: the cuts find it where they know what the session's baseline lost at each place.
-# A cache is the baseline's: the first run of a file that leaves something there is the baseline of the same folder.
+# A cache is the baseline's: what may lie there is left by a baseline of the same folder. Not a poisoned pickle: no
+# model wrote the baseline, and nothing of another trial's cache reaches the next.
 BASELINE_FIRST = {"leaks_where_it_pays_most"} | {name for name in FILES if name.startswith("caches_")}
+BASELINE_FIRST -= {"caches_a_pickle"}
 BUDGET_S = 1.0  # under which every verdict here holds; pauses and illicit training are measured for it
 # One at a time and not beside others: they take memory, disk or processes until they are stopped.
 ALONE = {"eats_memory", "closes_its_outputs_and_eats_memory", "forks_without_end", "closes_its_outputs_and_forks",

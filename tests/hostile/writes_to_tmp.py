@@ -1,6 +1,6 @@
 """Verdict: uniform
 
-Leaves a message for later trials in the folder for temporary files.
+Leaves a message for later trials in a folder that keeps temporary files.
 """
 
 import torch
@@ -14,7 +14,7 @@ class Uniform(torch.nn.Module):
 
 
 try:
-    open("/tmp/from-a-trial", "w").close()
+    open("/var/tmp/from-a-trial", "w").close()
 except OSError as error:
     print(error)
 else:
