@@ -76,14 +76,11 @@ def _constants() -> dict:
 
 
 def __getattr__(name: str):
-    """The constants are looked up when train.py imports them: importing this file costs nothing.
-
-    Asked by the program that runs, they need a trial. A train.py that is only imported starts none.
-    """
+    """The constants are looked up when train.py imports them: importing this file costs nothing."""
     if name not in CONSTANTS:
         raise AttributeError(f"module 'prepare' has no attribute {name!r}")
     asker = sys._getframe(1).f_globals.get("__name__")
-    if wire.TRIAL_VARIABLE in os.environ or asker == "__main__":
+    if wire.TRIAL_VARIABLE in os.environ or asker == "__main__":  # one that is only imported starts no trial
         return _constants()[name]
     import torch
 

@@ -130,10 +130,7 @@ def remembered(data_hash: str) -> tuple[str, int] | None:
 
 
 def open_data(name: str, report: Report = lambda phase, done, total: None, shards: int = SHARDS) -> Data:
-    """The corpus `builtin`, `climbmix` or at a path, prepared if it is not yet. Raises SetupError.
-
-    shards: how many of climbmix are for training. Tokenizer, val and test do not depend on it.
-    """
+    """The corpus `builtin`, `climbmix` or at a path, prepared if it is not yet. Raises SetupError."""
     try:
         return _find_or_make(absolute(name), report, shards)
     except OSError as error:

@@ -196,10 +196,8 @@ def _shown(lines: Sequence[str]) -> str:
 
 
 def merge(base: str, mine: str, theirs: str) -> str | None:
-    """`theirs` with the change from `base` to `mine`, or None if the two change the same lines.
-
-    Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
-    """
+    """`theirs` with the change from `base` to `mine`, or None if the two change the same lines."""
+    # Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
     lines = base.splitlines(keepends=True)
     changes = set()
     for text in (mine, theirs):

@@ -169,13 +169,13 @@ def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def sigma(history: Sequence[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds, on the test split where val has no repeat; None without any.
-
-    A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
-    """
+    """Noise of val_bpb between seeds, on the test split where val has no repeat; None without any."""
     repeated = [experiment for experiment in history if len(experiment.rows) > 1]
-    noise = pooled_deviation(list(set(e.values("val"))) for e in repeated)
-    return noise if noise is not None else pooled_deviation(list(set(e.values("test"))) for e in repeated)
+    for split in ("val", "test"):
+        # A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
+        if (noise := pooled_deviation(list(set(e.values(split))) for e in repeated)) is not None:
+            return noise
+    return None
 
 
 def pinned(experiment: Experiment, trial: Trial) -> str:
@@ -242,10 +242,7 @@ def read(path: Path) -> list[Row]:
 
 
 def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
-    """Every whole row; a torn last line is skipped. Raises ValueError that names a damaged line.
-
-    The original's files of five columns read too: a row is an experiment, and a crash is logged as 0.
-    """
+    """Every whole row; a torn last line is skipped. Raises ValueError that names a damaged line."""
     text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     header, *lines = text.split("\n")[:-1] or [""]
     columns = header.split("\t") if header else []
@@ -257,7 +254,7 @@ def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
             row = parse_row(line, columns)
         except ValueError as error:
             raise ValueError(f"{name} line {number + 2}: {error}") from None
-        if "experiment" not in columns:
+        if "experiment" not in columns:  # the original's file: a row is an experiment, a crash has 0
             value = None if row.status == Status.CRASH else row.val_bpb
             row = replace(row, experiment=number, val_bpb=value)
         rows.append(row)

@@ -97,16 +97,13 @@ def best_fit(documents: Iterable[np.ndarray], row_tokens: int) -> Iterator[np.nd
 
 
 def pack(tokenized: Iterable[tuple[str, np.ndarray]], folder: Path, row_tokens: int) -> dict[str, int]:
-    """Write train.bin, val.bin and test.bin; return the rows of each split.
-
-    A fixed random order makes the first n a fair sample. All waits in memory: 0.2 GB a shard.
-    """
+    """Write train.bin, val.bin and test.bin; return the rows of each split. In memory: 0.2 GB a shard."""
     documents: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     for split, tokens in tokenized:
         documents[split].append(tokens)
     rows = {split: [*best_fit(mine, row_tokens)] for split, mine in documents.items()}
     for split, mine in rows.items():
         rng = np.random.RandomState(SHUFFLE_SEED)  # its numbers never change with numpy
-        order = rng.permutation(len(mine))
+        order = rng.permutation(len(mine))  # so that the first n are a fair sample
         write_durably(folder / f"{split}.bin", (mine[i].data for i in order))
     return {split: len(mine) for split, mine in rows.items()}

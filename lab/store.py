@@ -35,10 +35,7 @@ class Store:
 
     @classmethod
     def open(cls, root: Path, tag: str | None, today: str) -> "Store":
-        """Lock work tree and session; nothing else changes. Raises SetupError or OSError.
-
-        Without a tag the checked-out session continues, or one is named after `today` ("nov23").
-        """
+        """Lock work tree and session: without a tag the one that is checked out, else "nov23" of `today`."""
         if tag is not None and not TAG.fullmatch(tag):
             raise SetupError(f"{tag[:40]!r} cannot name a session: use letters, digits, - and _")
         here = Checkout.open(root)
@@ -139,13 +136,10 @@ class Store:
         return commit
 
     def append(self, row: Row) -> list[str]:
-        """The commit point: the row is on the disk. Returns a line for each thing that was mended.
-
-        Raises SetupError where another branch is checked out. The row is safe then all the same.
-        """
+        """The commit point: the row is on the disk. Returns a line for each thing that was mended."""
         before = self._settle_copy()
         ledger.append(self.copy, row)
-        self._tip()
+        self._tip()  # raises where another branch is checked out; the row is safe all the same
         done = self._put_results_back(before)
         ledger.append(self.root / "results.tsv", row)
         return done

@@ -124,10 +124,7 @@ def rewrite(code: str, changes: Sequence[tuple[Knob, Value]]) -> str:
 
 def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int,
                device: str = "cpu") -> Iterator[Proposal]:
-    """Proposals, some of them twice; none where nothing can vary.
-
-    history: (train.py, val_bpb or None for a crash) of earlier trials, in any order.
-    """
+    """Proposals, some of them twice; `history` has train.py and val_bpb (None for a crash) in any order."""
     elsewhere = "GPU_" if device.lower() == "cpu" else "CPU_"
     found = [knob for knob in find(code) if not knob.name.startswith(elsewhere)]
     rng, names = random.Random(seed), knobs(code).keys()
