@@ -22,19 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.wire import (
-    FILE,
-    LOGIT_DTYPES,
-    LOGITS,
-    PARAMS,
-    ROWS,
-    TRIAL_VARIABLE,
-    Link,
-    dtype_name,
-    page_lock,
-    read_tensors,
-    write_tensors,
-)
+from lab import wire
 
 DEFAULT_BUDGET_S = 300.0
 CONSTANTS = ("VOCAB_SIZE", "MAX_SEQ_LEN", "SEED", "BUDGET_S", "device")
@@ -63,7 +51,7 @@ def default_device() -> str:
 @cache
 def _trial() -> dict:
     """What the referee told this process; a train.py started by hand becomes a trial, and ends."""
-    if text := os.environ.get(TRIAL_VARIABLE):
+    if text := os.environ.get(wire.TRIAL_VARIABLE):
         return json.loads(text)
     from lab import runner
 
@@ -71,8 +59,8 @@ def _trial() -> dict:
 
 
 @cache
-def _link() -> Link:
-    return Link(_trial())
+def _link() -> wire.Link:
+    return wire.Link(_trial())
 
 
 @cache
@@ -88,14 +76,11 @@ def _constants() -> dict:
 
 
 def __getattr__(name: str):
-    """The constants are looked up when train.py imports them: importing this file costs nothing.
-
-    Asked by the program that runs, they need a trial. A train.py that is only imported starts none.
-    """
+    """The constants are looked up when train.py imports them: importing this file costs nothing."""
     if name not in CONSTANTS:
         raise AttributeError(f"module 'prepare' has no attribute {name!r}")
     asker = sys._getframe(1).f_globals.get("__name__")
-    if TRIAL_VARIABLE in os.environ or asker == "__main__":
+    if wire.TRIAL_VARIABLE in os.environ or asker == "__main__":  # one that is only imported starts no trial
         return _constants()[name]
     import torch
 
@@ -105,14 +90,10 @@ def __getattr__(name: str):
     return dict(zip(CONSTANTS, values, strict=True))[name]
 
 
-# Training tokens --------------------------------------------------------------------------
-
-
 def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
     """Batches of (batch_size, seq_len) until the budget is spent; the first one starts the clock.
 
-    seq_len divides MAX_SEQ_LEN. The next rows are asked for before a batch is handed over, so no
-    step waits for them. After a stream that was left early another one may follow.
+    The next rows are asked for before a batch is handed over, so no step waits for them.
     """
     import torch
 
@@ -123,7 +104,7 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
                          "batch_size be positive")
     _end_pull(link)
     parts = max_seq_len // seq_len  # of a row; neighbours share one token, the last target of one
-    link.ask(ROWS, max(1, batch_size // parts))
+    link.ask(wire.ROWS, max(1, batch_size // parts))
     if link.is_witness:
         return
     spare = np.empty((0, seq_len + 1), np.int16)
@@ -143,44 +124,40 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
         yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), progress)
 
 
-def _end_pull(link: Link) -> None:
-    """Read the rows that are still on their way where train.py left a stream early."""
+def _end_pull(link: wire.Link) -> None:
+    """Read the rows that are still on their way if train.py left a stream early."""
     if link.pulled_rows is not None:
         link.pulled(_constants()["MAX_SEQ_LEN"] + 1)
-
-
-# The end of a trial -----------------------------------------------------------------------
 
 
 def finish(model) -> None:
     """Hand over what was learnt, then answer for every validation row; nothing trains afterwards.
 
-    model: nn.Module, model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE), whose parameters and
-    buffers are all that it learnt. They are written into the referee's memory before a validation
-    row is seen. A witness, a second process that runs the same file, loads them instead. Both
-    answer eagerly, in the same shapes.
+    model: nn.Module, model(x: int64 (B, T)) -> logits (B, T, VOCAB_SIZE). Its parameters and
+    buffers, all that it learnt, go into the referee's memory before a validation row is seen.
+    A witness, a second process that runs the same file, loads them instead.
     """
     import torch
 
     link = _link()
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}: "
-                        "the witness loads its tensors")
+        raise TypeError(f"finish() takes an nn.Module, not {type(model).__name__}")
     _end_pull(link)
     model.eval()
-    link.ask(PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
+    link.ask(wire.PARAMS, round(sum(p.numel() for p in model.parameters()) / 1000))
     if link.is_witness:
         _load(model, link)
-        link.ask(FILE, link.file_bytes)
+        link.ask(wire.FILE, link.file_bytes)
     else:
-        link.ask(FILE, write_tensors(_tensors(model), _settings(), link.file_fd))
+        n_bytes = wire.write_tensors(_tensors(model), _settings(), link.file_fd)
+        link.ask(wire.FILE, n_bytes)
     is_compiled = "torch._dynamo" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
     with torch.no_grad(), eager:
         _answer(model, link)
 
 
-def _answer(model, link: Link) -> None:
+def _answer(model, link: wire.Link) -> None:
     """Logits for every ask of the referee."""
     import torch
 
@@ -190,13 +167,13 @@ def _answer(model, link: Link) -> None:
         logits = model(torch.from_numpy(link.rows(n_rows, T).astype(np.int64)).to(device))
         if tuple(logits.shape) != (n_rows, T, V):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, T, V)}")
-        if (dtype := dtype_name(logits.dtype)) not in LOGIT_DTYPES:
-            raise ValueError(f"logits of type {dtype}, expected {' or '.join(LOGIT_DTYPES)}")
+        if (dtype := wire.dtype_name(logits.dtype)) not in wire.LOGIT_DTYPES:
+            raise ValueError(f"logits of type {dtype}, expected {' or '.join(wire.LOGIT_DTYPES)}")
         slot = slots[ask % 2][: logits.nbytes]
         if device.type == "cuda" and ask < 2:
-            page_lock(slot)
+            wire.page_lock(slot)
         slot.view(logits.dtype).copy_(logits.reshape(-1))  # on CUDA this waits for the copy
-        link.ask(LOGITS, LOGIT_DTYPES.index(dtype))
+        link.ask(wire.LOGITS, wire.LOGIT_DTYPES.index(dtype))
         ask += 1
 
 
@@ -213,21 +190,18 @@ def _settings() -> dict[str, str]:
     return {
         "matmul_precision": torch.get_float32_matmul_precision(),
         "threads": str(torch.get_num_threads()),
-        "default_dtype": dtype_name(torch.get_default_dtype())}
+        "default_dtype": wire.dtype_name(torch.get_default_dtype())}
 
 
-def _load(model, link: Link) -> None:
-    """Load what the trial learnt into the model, and its settings into torch.
-
-    A tensor may have grown since the model was built, or be new.
-    """
+def _load(model, link: wire.Link) -> None:
+    """Load what the trial learnt into the model, and its settings into torch."""
     import torch
 
-    tensors, settings = read_tensors(link.file_fd, link.file_bytes)
+    tensors, settings = wire.read_tensors(link.file_fd, link.file_bytes)
     known = _tensors(model)
     for name, value in tensors.items():
         old, value = known.get(name), value.to(_constants()["device"])
-        if old is None:
+        if old is None:  # it is new since the model was built
             path, _, last = name.rpartition(".")
             model.get_submodule(path).register_buffer(last, value)
         elif (old.shape, old.dtype) == (value.shape, value.dtype):
@@ -239,12 +213,7 @@ def _load(model, link: Link) -> None:
     torch.set_num_threads(int(settings["threads"]))
 
 
-def main() -> int:
-    """`python prepare.py --data builtin|climbmix|PATH`: prepare a corpus, say what it holds."""
+if __name__ == "__main__":
     from lab import corpus
 
-    return corpus.main()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(corpus.main())

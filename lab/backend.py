@@ -1,8 +1,7 @@
 """One call of a model: over the Messages API, or through a command that reads stdin.
 
 Promises: a call ends at its deadline, whatever the server sends, and a Reply says what came of it.
-The key is in no request text, answer or message. Retries and the meaning of an answer belong to
-lab/model.py.
+The key is in no request text, answer or message. lab/model.py retries, and reads the answers.
 """
 
 import asyncio
@@ -90,10 +89,13 @@ class Reply:
     fault: Unavailable | None = None
 
 
+def setting(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
 def clean(text: str) -> str:
     """Text without a key's value, and without lone surrogates, which no file can hold."""
-    for name in KEYS:
-        secret = (os.environ.get(name) or "").strip()
+    for secret in map(setting, KEYS):
         if len(secret) >= SECRET_CHARS:
             text = text.replace(secret, "[key]")
     return text.encode("utf-8", "replace").decode()
@@ -118,31 +120,26 @@ class Api:
     def __init__(self, model: str, effort: str | None, fallback: str | None, limits: Limits):
         self.model, self.effort, self.fallback, self.limits = model, effort, fallback, limits
         self.name = f"{model} or {fallback}" if fallback else model  # usage does not tell which
-        keys = [(os.environ.get(name) or "").strip() for name in KEYS]
-        self.key = keys[0] or keys[1]
-        self.url = (os.environ.get("ANTHROPIC_BASE_URL") or "").strip() or HOST
+        self.key = setting(KEYS[0]) or setting(KEYS[1])
+        self.url = (setting("ANTHROPIC_BASE_URL") or HOST).rstrip("/")
         self.host = re.sub(r"^\w+://([^/@]*@)?|/.*", "", self.url)
         # A gateway to the same models understands effort and cache marks. A local server may not.
-        self.understands = self.url.rstrip("/") == HOST or model.startswith("claude-")
+        self.understands = self.url == HOST or model.startswith("claude-")
         self.max_tokens = MAX_TOKENS if self.understands else MAX_TOKENS_ELSEWHERE
 
     def check(self) -> None:
         """Try key and model. Raises SetupError, or Unavailable for what may pass."""
-        if self.url.rstrip("/") == HOST and not self.key:
+        if self.url == HOST and not self.key:
             raise SetupError("no ANTHROPIC_API_KEY: set it, or start with --researcher tuner")
         if not (self.key.isascii() and self.key.isprintable() and self.url.startswith("http")):
             raise SetupError("ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL is damaged: copy it again")
-        found = []
-
-        async def retrieve(api: object) -> None:
-            found.append(await api.models.retrieve(self.model))
-
-        error = self._within(self.limits.check_s, threading.Event(), retrieve)
+        found, error = self._within(self.limits.check_s, threading.Event(),
+                                    lambda api: api.models.retrieve(self.model))
         if getattr(error, "status_code", 0) == 404 and error.type != "not_found_error":
             return  # many local servers do not list their models
         if fault := self._fault(error):
             raise SetupError(str(fault)) if fault.fatal else fault
-        most = getattr(found[0], "max_tokens", None)
+        most = getattr(found, "max_tokens", None)
         if type(most) is int and most > 0:
             self.max_tokens = min(self.max_tokens, most)
 
@@ -155,7 +152,7 @@ class Api:
                 streams.append(stream)
                 await stream.until_done()
 
-        fault = self._fault(self._within(self.limits.deadline_s, stopped, read))
+        fault = self._fault(self._within(self.limits.deadline_s, stopped, read)[1])
         with suppress(AssertionError, IndexError):  # nothing came
             request_id = streams[0].request_id
             message = streams[0].current_message_snapshot
@@ -192,22 +189,24 @@ class Api:
         return request
 
     def _within(self, limit_s: float, stopped: threading.Event,
-                work: Callable[[object], Awaitable[None]]) -> Exception | None:
-        """Do `work` with a client; return its error. No read time-out would end a slow drip."""
+                work: Callable[[object], Awaitable]) -> tuple[object, Exception | None]:
+        """What `work` returns of a client, or its error. No read time-out would end a slow drip."""
         import anthropic
         import httpx2
 
         warnings.filterwarnings("ignore", "Pydantic serializer")  # of odd answers, on the terminal
+        timeout = httpx2.Timeout(self.limits.stall_s, connect=15)
 
-        async def run() -> Exception | None:
-            timeout = httpx2.Timeout(self.limits.stall_s, connect=15)
+        async def run() -> tuple[object, Exception | None]:
             async with anthropic.AsyncAnthropic(
                     api_key=self.key or "none", base_url=self.url, max_retries=0, timeout=timeout) as client:
                 task = asyncio.ensure_future(work(client))
                 late = await _wait(task.done, limit_s, stopped, self.host)
                 task.cancel()  # does nothing to a task that is done
-                await asyncio.wait({task})
-            return late or (None if task.cancelled() else task.exception())
+                (result,) = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(result, BaseException):
+                return None, late or result
+            return result, late
 
         return asyncio.run(run())
 
@@ -244,8 +243,7 @@ class Command:
         except ValueError:  # quotes that are not closed
             self.argv = []
         if not self.argv or not shutil.which(self.argv[0]):
-            raise SetupError(f"--researcher-command: there is no program {command!r}: install it or "
-                             "correct the path")
+            raise SetupError(f"--researcher-command: no program {command!r}: correct its path")
         self.name = f"command:{Path(self.argv[0]).name}"
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 Promises: what a command writes is on the disk before the next one starts, no hook of the user takes
 part, Ctrl-C reaches no command, and text from a model goes to git through stdin alone. It removes
-the locks that a killed git leaves. It mends no other damage: it passes on what git says.
+the locks that a killed git leaves, and passes on what git says of other damage.
 """
 
 import errno
@@ -60,8 +60,7 @@ class Checkout:
             raise SetupError(f"git finds no checkout at {here.root} ({one_line(said, 200)}): {mend}")
         here = replace(here, git_dir=places[0], common_dir=places[1])
         if not here.lock(here.git_dir / "autoresearch.lock"):
-            raise SetupError("another agent is at work in this checkout: wait for it, or use a second "
-                             "clone")
+            raise SetupError("another agent is at work in this checkout: wait, or use a second clone")
         return here
 
     def lock(self, path: Path) -> bool:
@@ -79,17 +78,16 @@ class Checkout:
         for lock in self.locks:
             lock.release()
 
-    def clear_locks(self, *of_refs: Path) -> list[str]:
+    def clear_locks(self, *of_refs: str) -> list[str]:
         """Remove the locks that a killed git left, a line for each. Raises while a git works."""
-        locks = [self.git_dir / "index.lock", self.git_dir / "HEAD.lock", *of_refs]
-        locks += [self.common_dir / "packed-refs.lock", self.common_dir / "packed-refs.new"]
-        left = [path for path in locks if path.exists()]
+        left = [*self.git_dir.glob("index.lock"), *self.git_dir.glob("HEAD.lock")]
+        for pattern in ("packed-refs.lock", "packed-refs.new", *of_refs):
+            left += self.common_dir.glob(pattern)
         running = psutil.process_iter(["name", "cwd"]) if left else ()
         wanted = {"name": "git", "cwd": str(self.root)}
         gits = [process for process in running if process.info == wanted]
         if psutil.wait_procs(gits, GIT_WAIT_S)[1]:
-            raise SetupError("another git command is at work in this checkout: let it end, then "
-                             "start again")
+            raise SetupError("another git command is at work here: let it end, then start again")
         for path in left:
             path.unlink(missing_ok=True)
         return [f"removed {path.name}, which a killed git had left" for path in left]
@@ -98,9 +96,8 @@ class Checkout:
         """(exit status, stdout, stderr), in a session of its own, which Ctrl-C does not reach."""
         try:
             import git
-        except ImportError as error:  # it looks for the program when it is imported
-            said = one_line(str(error), 80)
-            raise SetupError(f"git cannot be used ({said}): install git and gitpython") from None
+        except ImportError:  # it looks for the program when it is imported
+            raise SetupError("git cannot be used: install git and gitpython") from None
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         with tempfile.TemporaryFile() as stdin:
             stdin.write(data)
@@ -118,9 +115,8 @@ class Checkout:
         full = os.strerror(errno.ENOSPC)  # git does not always say it
         if full in said or shutil.disk_usage(self.common_dir).free < FULL_BYTES:
             raise OSError(errno.ENOSPC, full)
-        said = one_line(said, 200) or f"exit status {status}"
-        raise SetupError(f"git {words[0]} failed: {said}; mend that (`git fsck` lists lost objects), "
-                         "then start again: the session continues")
+        raise SetupError(f"git {words[0]} failed ({one_line(said, 200) or status}): mend that (`git fsck` "
+                         "lists lost objects), then start again: the session continues")
 
     def resolve(self, name: str) -> str:
         """An object's id, or "" where git has no such object."""
@@ -159,8 +155,7 @@ class Checkout:
 
     def commit(self, tree: str, parents: Iterable[str], subject: str, body: str = "") -> str:
         """A commit whose message is bounded and free of control characters; no ref moves."""
-        lines = [one_line(subject, 200), ""]
-        lines += [one_line(line, 4000) for line in body.splitlines()]
+        lines = [one_line(subject, 200), "", *(one_line(line, 4000) for line in body.splitlines())]
         message = "\n".join(lines).strip().encode("utf-8", "replace") + b"\n"
         options = [word for parent in parents for word in ("-p", parent)]
         return self.git("commit-tree", tree, *options, data=message)

@@ -1,7 +1,4 @@
-"""The command line of agent.py: three words, the options of each, and one line for every mistake.
-
-A mistake ends the process with exit code 2 before anything is read or written.
-"""
+"""The command line of agent.py: three words and their options. A mistake is one line and exit code 2."""
 
 import argparse
 import difflib
@@ -49,10 +46,8 @@ def within(least: float, most: float, what: str, kind: type = float) -> Callable
 
 def prices(text: str) -> tuple[float, ...]:
     read = within(0, inf, "IN,OUT or IN,OUT,CACHE_WRITE,CACHE_READ in dollars per million tokens")
-    values = tuple(map(read, text.split(",")))
-    if len(values) not in (2, 4):
-        read("")
-    return values
+    words = text.split(",")
+    return tuple(map(read, words if len(words) in (2, 4) else [""]))
 
 
 def n_gpus(text: str) -> int:
@@ -68,12 +63,16 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser(prog="agent.py", description=about, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"autoresearch {own_version()}")
+    parser.set_defaults(**UNASKED)
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    parser.add_argument("--version", action="version", version=f"autoresearch {project['version']}")
     commands = parser.add_subparsers(dest="word", metavar="WORD", parser_class=Parser)
     for name, (about_word, add_options) in WORDS.items():
         command = commands.add_parser(name, help=about_word, description=about_word, allow_abbrev=False)
         command.add_argument("--tag", metavar="T", help="the session on branch autoresearch/T (default: the one "
                              "that is checked out, else a new one named after today)")
+        if name != "report":
+            add_shared(command)
         add_options(command)
     if not words or words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
         words.insert(0, "research")
@@ -84,7 +83,6 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
         command = commands.choices[options.word]
         known = [name for action in command._actions for name in action.option_strings]
         command.error(f"there is no option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    options = argparse.Namespace(**UNASKED | vars(options))
     options.data = options.data and absolute(options.data)  # before the working directory changes
     return options
 
@@ -102,10 +100,8 @@ def add_research(parser: Parser) -> None:
     session = parser.add_argument_group("the session (the same for all its experiments)")
     session.add_argument("--budget", type=positive, metavar="S",
                          help=f"seconds of training a trial (default: {DEFAULT_BUDGET_S:g}, then the session's)")
-    add_data(session)
     session.add_argument("--shards", type=within(1, MAX_SHARDS, f"from 1 to {MAX_SHARDS}", int), metavar="N",
                          help=f"of climbmix for training (default: {SHARDS})")
-    add_slots(parser)
     who = parser.add_argument_group("who proposes")
     who.add_argument("--researcher", choices=("auto", "llm", "tuner"), default="auto",
                      help="auto: the model if there is a key, else the tuner; llm: only the model; tuner: no model")
@@ -119,7 +115,6 @@ def add_research(parser: Parser) -> None:
                      help="in place of the API, any program that reads the prompt on stdin and answers on stdout")
     who.add_argument("--tuner-share", type=within(0, 1, "between 0 and 1"), default=TUNER_SHARE, metavar="F",
                      help=f"the tuner's share of the turns beside a model (default: {TUNER_SHARE:g})")
-    add_notify(parser)
 
 
 def add_report(parser: Parser) -> None:
@@ -128,19 +123,15 @@ def add_report(parser: Parser) -> None:
 
 
 def add_confirm(parser: Parser) -> None:
-    add_data(parser)
     parser.add_argument("--each", action="store_true",
                         help="also every kept change, taken out of the final train.py alone")
-    add_slots(parser)
-    add_notify(parser)
 
 
-def add_data(parser: argparse._ActionsContainer) -> None:
+def add_shared(parser: Parser) -> None:
     parser.add_argument("--data", metavar="D", help="climbmix, builtin, or a path to .txt, .jsonl or .parquet files "
                         "(default: the session's, at first climbmix with a CUDA GPU, else builtin)")
-
-
-def add_slots(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--notify", metavar="CMD", help="a shell command to run at a new best, a stop or a fault: the "
+                        "headline on stdin, facts as JSON in AUTORESEARCH_EVENT, at most ten seconds")
     group = parser.add_argument_group("trials at once (default: one)")
     places = group.add_mutually_exclusive_group()
     places.add_argument("--gpus", type=n_gpus, default=1, metavar="N", help="on N cards of this machine, or on all")
@@ -148,16 +139,6 @@ def add_slots(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--slots", type=within(1, MAX_SLOTS, at_most, int), default=1, metavar="N",
                         help="without a GPU: on N shares of the cores")
     places.add_argument("--ray", metavar="ADDRESS", help="on every GPU of a Ray cluster: auto, or host:port")
-
-
-def add_notify(parser: Parser) -> None:
-    parser.add_argument("--notify", metavar="CMD", help="a shell command to run at a new best, a stop or a fault: the "
-                        "headline on stdin, facts as JSON in AUTORESEARCH_EVENT, at most ten seconds")
-
-
-def own_version() -> str:
-    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
 
 
 WORDS = {

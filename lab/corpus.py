@@ -1,8 +1,7 @@
 """Prepared corpora: find one or make one, and know it again.
 
 Promises that equal text gives equal bytes on every machine, and that every file of a prepared
-corpus is whole. The hash in its manifest says which bytes those are. lab/texts.py brings the text,
-lab/packing.py makes rows of it.
+corpus is whole. lab/texts.py brings the text, lab/packing.py makes rows of it.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -66,12 +66,10 @@ class Data:
         return packing.load_tokenizer(self.folder / "tokenizer.json", self.vocab_size)
 
     def token_bytes(self) -> np.ndarray:
-        """int64 (vocab_size,): the bytes each token stands for; 0 for BOS and for unused ids.
-
-        decode() and encode() would count 3 bytes for a token that is no valid UTF-8.
-        """
+        """int64 (vocab_size,): the bytes each token stands for; 0 for BOS and for unused ids."""
         encoding, counts = self.tokenizer(), np.zeros(self.vocab_size, np.int64)
         for token in range(len(encoding.token_byte_values())):
+            # decode() would make 3 bytes of a token that is no valid UTF-8
             counts[token] = len(encoding.decode_single_token_bytes(token))
         return counts
 
@@ -92,13 +90,8 @@ class Data:
         if n_rows >= FEW_ROWS:
             return ""
         error = SCORE_ERROR * (EVAL_TOKENS[SMALL] / (n_rows * self.max_seq_len)) ** 0.5
-        return (f"val has {n_rows} rows of {self.max_seq_len} tokens: on other text of the same kind, "
-                f"the gain of a trial would differ by about {error:.3f} bits per byte; add text for finer numbers")
-
-
-def passes(data: Data, n_tokens: float) -> float:
-    """How often a trial on so many tokens sees each of them. Past 2, such models collapse."""
-    return n_tokens / data.train_tokens
+        return (f"val has {n_rows} rows of {self.max_seq_len} tokens: a gain is known to about {error:.3f} "
+                "bits per byte; add text for finer numbers")
 
 
 def cache_folder() -> Path:
@@ -129,20 +122,15 @@ def held_out(source: str = "builtin") -> list[Path]:
 def remembered(data_hash: str) -> tuple[str, int] | None:
     """(source, shards) of the prepared corpus with that hash; None where the cache lacks it."""
     for manifest in sorted(cache_folder().glob("*/manifest.json")):
-        try:
+        with suppress(ValueError, KeyError):  # written by another version
             data = Data.load(manifest.parent)
-        except (ValueError, KeyError):  # written by another version
-            continue
-        if data.hash.startswith(data_hash):
-            return data.source, data.shards
+            if data.hash.startswith(data_hash):
+                return data.source, data.shards
     return None
 
 
 def open_data(name: str, report: Report = lambda phase, done, total: None, shards: int = SHARDS) -> Data:
-    """The corpus `builtin`, `climbmix` or at a path, prepared if it is not yet. Raises SetupError.
-
-    shards: how many of climbmix are for training. Tokenizer, val and test do not depend on it.
-    """
+    """The corpus `builtin`, `climbmix` or at a path, prepared if it is not yet. Raises SetupError."""
     try:
         return _find_or_make(absolute(name), report, shards)
     except OSError as error:
@@ -155,7 +143,7 @@ def open_data(name: str, report: Report = lambda phase, done, total: None, shard
 
 def _find_or_make(source: str, report: Report, shards: int) -> Data:
     """One process at a time checks or prepares a corpus; the lock falls with its process."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     files, read = texts.find_files(source)
     shards = shards if source == "climbmix" else 0
@@ -164,13 +152,7 @@ def _find_or_make(source: str, report: Report, shards: int) -> Data:
     short = facts["name"][:40]
     folder = cache_folder() / f"{short}-{hashlib.sha256(looks.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache_folder() / f"{short}.lock")
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
-        report("waiting for another process that prepares this corpus", 0, 0)
-        held = lock.acquire()
-    with held:
+    with FileLock(cache_folder() / f"{short}.lock"):
         if not _is_intact(folder, report):
             (folder / "manifest.json").unlink(missing_ok=True)
             _prepare(folder, facts, files or texts.download(cache_folder() / "climbmix", shards, report), report)
@@ -184,7 +166,6 @@ def _looks(paths: Iterable[Path]) -> str:
 
 
 def _hashes(files: dict[str, Path], report: Report) -> dict[str, str]:
-    """The SHA-256 of each file."""
     found = {}
     for done, (name, path) in enumerate(files.items()):
         report("checking", done, len(files))
@@ -238,8 +219,8 @@ def main() -> int:
     """`python prepare.py`: prepare a corpus once, and say what it holds."""
     from lab.display import progress_bar
 
-    parser = argparse.ArgumentParser(prog="prepare.py",
-                                     description="Prepare a corpus once; agent.py does it by itself.")
+    about = "Prepare a corpus once; agent.py does it by itself."
+    parser = argparse.ArgumentParser(prog="prepare.py", description=about)
     parser.add_argument("--data", metavar="D", default=default_data(), help="builtin, climbmix, or a .txt, .jsonl or "
                         ".parquet file or a folder of them (default here: %(default)s)")
     try:

@@ -2,8 +2,7 @@
 
 Promises: an edit is applied exactly as written or not at all. Every refusal is a ProposalError
 whose text is written for the model: what was looked for, the nearest real lines, what to do. The
-answer is untrusted text: it is never executed, and it raises nothing else. Whether an idea is good
-is not decided here.
+answer is untrusted text: it is never executed, and it raises nothing else.
 """
 
 import ast
@@ -27,10 +26,8 @@ MAX_IDEAS = 3         # in one answer; the others are ignored
 
 KINDS = ("knob", "mechanism", "removal", "combination")
 AREAS = (
-    "learning rate", "schedule", "optimizer", "batch", "attention",
-    "embeddings", "feed-forward", "initialisation", "normalisation",
-    "residual", "size", "speed", "regularisation", "data", "other",
-)
+    "learning rate", "schedule", "optimizer", "batch", "attention", "embeddings", "feed-forward",
+    "initialisation", "normalisation", "residual", "size", "speed", "regularisation", "data", "other")
 
 FORM = """\
 <description>one line: what changes</description>
@@ -73,7 +70,6 @@ class ProposalError(Exception):
         super().__init__(text)
         self.kind = kind
         self.usd = 0.0         # billed for the answers that could not be used
-        self.source = ""       # the model that gave them
         self.description = ""  # what the idea was, if that much could be read
 
     @property
@@ -113,9 +109,8 @@ def parse(answer: str) -> Answer:
         shown = ", ".join(repr(one_line(line, 80)) for line in stray[:3])
         last = one_line(text.rstrip().rpartition("\n")[2], 80)
         raise _wrong(f"No whole section or block has these parts: {shown}. The answer ends with {last!r}; make it "
-                     "shorter if it was cut off. Every <tag> needs its </tag>. A block is '<<<<<<< SEARCH', the "
-                     "lines to find, '=======', the new lines, '>>>>>>> REPLACE'; each marker is alone on its "
-                     "line, not indented.", Flaw.FORM)
+                     "shorter if it was cut off. Every <tag> needs its </tag>, and each marker is alone on its "
+                     f"line, not indented. A block has this form:\n{FORM}\n", Flaw.FORM)
     starts = [part.start() for part in parts if part["name"] == "description"]
     cuts = [0, *starts[1:], len(text)]  # each further description begins another idea
     first, *spare = [_idea(text[start:stop]) for start, stop in list(pairwise(cuts))[:MAX_IDEAS]]
@@ -161,8 +156,7 @@ def apply(answer: Answer, code: str) -> str:
     if complaints:
         raise _wrong("\n\n".join(complaints))
     if (changed := _spliced(lines, changes)) is None:
-        raise _wrong("Two blocks overlap: they change the same line. Blocks refer to the file as shown: "
-                     "make one of the two.")
+        raise _wrong("Two blocks overlap: they change the same line of the file as shown. Make one of the two.")
     return "\n".join(changed)
 
 
@@ -202,10 +196,8 @@ def _shown(lines: Sequence[str]) -> str:
 
 
 def merge(base: str, mine: str, theirs: str) -> str | None:
-    """`theirs` with the change from `base` to `mine`, or None if the two change the same lines.
-
-    Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
-    """
+    """`theirs` with the change from `base` to `mine`, or None if the two change the same lines."""
+    # Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
     lines = base.splitlines(keepends=True)
     changes = set()
     for text in (mine, theirs):
@@ -232,9 +224,8 @@ def check(code: str, tried: Collection[str]) -> None:
     """Raise ProposalError unless the file compiles, calls stream and finish, and is new."""
     called = _calls(_tree(code))
     if lost := [name for name in ("stream", "finish") if name not in called]:
-        raise _wrong(f"The resulting train.py does not call prepare's {' and '.join(lost)}. A trial "
-                     "pulls its batches from stream(batch_size, seq_len) and ends with finish(model): "
-                     "keep both calls and their import.")
+        raise _wrong(f"The resulting train.py does not call prepare's {' and '.join(lost)}: a trial pulls "
+                     "batches from stream(batch_size, seq_len) and ends with finish(model).")
     if fingerprint(code) in tried:
         raise ProposalError("The resulting train.py, comments and layout aside, was already tried; its "
                             "result is in the history. Propose something else.", Flaw.TRIED)

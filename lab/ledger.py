@@ -1,7 +1,7 @@
 """The rows of results.tsv, what they add up to, and the types that outlive a night.
 
 Promises: a row is appended whole and fsynced, or not at all; what is written reads back as the same row.
-Decides nothing: verdicts come from agent.py, numbers from the referee, and store.py says which file is the truth.
+It decides nothing: verdicts come from agent.py, numbers from the referee.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from enum import StrEnum
+from math import nan
 from pathlib import Path
 
 
@@ -53,7 +54,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the referee measured in one run of one train.py with one seed. A crash is a value, never an exception."""
+    """What the referee measured in one run of one train.py with one seed."""
 
     val_bpb: float | None       # bits per byte on `split`; None for a crash
     reason: str                 # why it crashed, one line; "" when it did not
@@ -128,7 +129,7 @@ class Experiment:
         return self.own.status
 
     def values(self, split: str) -> list[float]:
-        """val_bpb of its trials on one split; a trial that did not have its machine does not count."""
+        """val_bpb of its trials on one split that had their machine."""
         rows = [row for row in self.rows if row.split == split and row.status != Status.BUSY]
         return [row.val_bpb for row in rows if row.val_bpb is not None]
 
@@ -159,7 +160,7 @@ def misses(history: Sequence[Experiment]) -> int:
 
 
 def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation within groups of measurements of the same thing; None where no group has two values."""
+    """Standard deviation within groups of measurements; None where no group has two values."""
     squares, freedom = 0.0, 0
     for values in groups:
         squares += sum((value - sum(values) / len(values)) ** 2 for value in values)
@@ -168,12 +169,10 @@ def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def sigma(history: Sequence[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds, by the validation split where it can say; None before a repeat.
-
-    A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
-    """
+    """Noise of val_bpb between seeds, on the test split where val has no repeat; None without any."""
     repeated = [experiment for experiment in history if len(experiment.rows) > 1]
     for split in ("val", "test"):
+        # A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
         if (noise := pooled_deviation(list(set(e.values(split))) for e in repeated)) is not None:
             return noise
     return None
@@ -181,9 +180,9 @@ def sigma(history: Sequence[Experiment]) -> float | None:
 
 def pinned(experiment: Experiment, trial: Trial) -> str:
     """A note when another seed gave the same value to six decimals: a pinned seed hides the noise."""
-    others = [row for row in experiment.rows if row.split == trial.split and row.seed != trial.seed]
-    for row in others if trial.val_bpb is not None else ():
-        if row.val_bpb is not None and f"{row.val_bpb:.6f}" == f"{trial.val_bpb:.6f}":
+    value = nan if trial.val_bpb is None else round(trial.val_bpb, 6)
+    for row in experiment.rows:
+        if (row.split, row.val_bpb) == (trial.split, value) and row.seed != trial.seed:
             return f"pins its own seed: seed {row.seed} gave the same val_bpb"
     return ""
 
@@ -243,10 +242,7 @@ def read(path: Path) -> list[Row]:
 
 
 def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
-    """Every whole row; a torn last line is skipped. Raises ValueError, with the line's number, for a damaged one.
-
-    The original's files of five columns read too: a row is an experiment, and a crash is logged as 0.
-    """
+    """Every whole row; a torn last line is skipped. Raises ValueError that names a damaged line."""
     text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
     header, *lines = text.split("\n")[:-1] or [""]
     columns = header.split("\t") if header else []
@@ -258,7 +254,7 @@ def parse(data: bytes, name: str = "results.tsv") -> list[Row]:
             row = parse_row(line, columns)
         except ValueError as error:
             raise ValueError(f"{name} line {number + 2}: {error}") from None
-        if "experiment" not in columns:
+        if "experiment" not in columns:  # the original's file: a row is an experiment, a crash has 0
             value = None if row.status == Status.CRASH else row.val_bpb
             row = replace(row, experiment=number, val_bpb=value)
         rows.append(row)

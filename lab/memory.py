@@ -1,7 +1,6 @@
 """What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
-ideas.jsonl   kind, area and reasoning of a model's experiments, and its ideas that never ran
-notes.md      the model's own notebook
+ideas.jsonl has kind, area and reasoning of its experiments, and ideas that never ran; notes.md its notes.
 A deleted folder or a damaged line costs what it held, and stops nothing.
 """
 
@@ -73,10 +72,8 @@ def read_program(root: Path) -> str:
     mend = "write what to research, or restore it with git checkout -- program.md"
     try:
         text = (root / "program.md").read_bytes().decode()
-    except OSError:
-        raise SetupError(f"program.md cannot be read: {mend}") from None
-    except UnicodeDecodeError:
-        raise SetupError("program.md is not UTF-8 text: save it as UTF-8") from None
+    except (OSError, UnicodeDecodeError):
+        raise SetupError(f"program.md cannot be read as UTF-8: {mend}") from None
     if not text.strip():
         raise SetupError(f"program.md is empty: {mend}")
     return text

@@ -179,8 +179,7 @@ class _Talk:
             except ProposalError as error:
                 flaws.append(error.kind)
                 if error.refused or len(flaws) > repairs:
-                    error.usd, error.source = self.usd, self.who.name
-                    error.description = description
+                    error.usd, error.description = self.usd, description
                     raise
                 said = reply.text if reply.stop_reason == "end_turn" else ""
                 self.turns.append((said or "(no usable answer)", str(error)))

@@ -168,7 +168,7 @@ def start_lines(options: argparse.Namespace, data: Data) -> list[str]:
 
 def row_warnings(row: Row, data: Data) -> list[str]:
     """A line where the baseline sees the training data more than twice in one budget."""
-    n_passes = corpus.passes(data, row.tokens_m * 1e6)
+    n_passes = row.tokens_m * 1e6 / data.train_tokens
     if row.experiment or row.status is not Status.KEEP or n_passes <= 2:
         return []
     mend = "more --shards" if data.source == "climbmix" else "more text"

@@ -1,4 +1,4 @@
-"""From text to rows: train a tokenizer, tokenize, pack tokens into rows of one length, shuffle.
+"""From text to rows: a tokenizer, tokens, rows of one length in random order.
 
 Promises that equal documents give equal bytes, whatever the number of cores.
 """
@@ -32,8 +32,8 @@ def train_tokenizer(documents: Documents, n_bytes: int, vocab_size: int) -> byte
     """Learn byte pairs from a sample of n_bytes of training text. Text, never a pickle."""
     import rustbpe
 
-    every = max(1, -(-n_bytes // TOKENIZER_BYTES))
-    sample = islice((text for split, text in documents if split == "train"), 0, None, every)
+    training = (text for split, text in documents if split == "train")
+    sample = islice(training, 0, None, max(1, -(-n_bytes // TOKENIZER_BYTES)))
     trainer = rustbpe.Tokenizer()
     slices = (part for text in sample for part in slices_of(text))
     trainer.train_from_iterator(slices, vocab_size - 1, buffer_size=512, pattern=PATTERN)
@@ -60,14 +60,13 @@ def tokenize(encoding: "tiktoken.Encoding", documents: Documents, cut: int | Non
              ) -> Iterator[tuple[str, np.ndarray]]:
     """(split, BOS and tokens) in order; a document of more than `cut` tokens becomes several."""
 
-    def encode(text: str) -> np.ndarray:
-        parts = [encoding.encode_to_numpy(part, disallowed_special=()) for part in slices_of(text)]
+    def encode(document: tuple[str, str]) -> np.ndarray:
+        parts = [encoding.encode_to_numpy(part, disallowed_special=()) for part in slices_of(document[1])]
         return np.concatenate(parts)
 
     with ThreadPoolExecutor() as pool:  # tiktoken works outside the interpreter's lock
         while chunk := list(islice(documents, CHUNK)):
-            encoded = pool.map(encode, [text for _, text in chunk])
-            for (split, _), tokens in zip(chunk, encoded, strict=True):
+            for (split, _), tokens in zip(chunk, pool.map(encode, chunk), strict=True):
                 step = cut or len(tokens)
                 for start in range(0, len(tokens), step):
                     part = np.append(encoding.n_vocab - 1, tokens[start : start + step])
@@ -98,18 +97,13 @@ def best_fit(documents: Iterable[np.ndarray], row_tokens: int) -> Iterator[np.nd
 
 
 def pack(tokenized: Iterable[tuple[str, np.ndarray]], folder: Path, row_tokens: int) -> dict[str, int]:
-    """Write train.bin, val.bin and test.bin; return the rows of each split.
-
-    A fixed random order makes the first n a fair sample. All waits in memory: 0.2 GB a shard.
-    """
+    """Write train.bin, val.bin and test.bin; return the rows of each split. In memory: 0.2 GB a shard."""
     documents: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     for split, tokens in tokenized:
         documents[split].append(tokens)
-    n_rows = {}
-    for split in documents:
-        rows = [*best_fit(documents[split], row_tokens)]
+    rows = {split: [*best_fit(mine, row_tokens)] for split, mine in documents.items()}
+    for split, mine in rows.items():
         rng = np.random.RandomState(SHUFFLE_SEED)  # its numbers never change with numpy
-        order = rng.permutation(len(rows))
-        write_durably(folder / f"{split}.bin", (rows[i].data for i in order))
-        n_rows[split] = len(rows)
-    return n_rows
+        order = rng.permutation(len(mine))  # so that the first n are a fair sample
+        write_durably(folder / f"{split}.bin", (mine[i].data for i in order))
+    return {split: len(mine) for split, mine in rows.items()}

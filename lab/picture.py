@@ -1,8 +1,7 @@
 """One drawing of a session, as progress.png and as the inline SVG of report.html.
 
-Promises: every trial on the validation split is one point, in the order of the file. In the SVG text is
-text, colours are the page's CSS variables, and a point links to its experiment's row and nowhere else.
-A value far above the rest is drawn on the rim and does not set the scale.
+Promises: every trial on the validation split is one point, in the order of the file; what is far above
+the rest is on the rim. In the SVG, text is text and a point links to its experiment's row alone.
 """
 
 import math
@@ -71,17 +70,14 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
     error = sigma / np.sqrt([moment.n_trials for moment in known])
     axes.step(x, y, where="post", color=COLORS["line"], label="incumbent's estimate")
     axes.fill_between(x, y - error, y + error, step="post", color=COLORS["line"], alpha=0.25, linewidth=0)
-    points: dict[str, list[Moment]] = {status: [] for status in MARKERS}
-    for moment in moments:
-        has_value = moment.row.val_bpb is not None
-        points[str(moment.row.status) if has_value else "crash"].append(moment)
     size = min(7.0, max(2.5, 60 / math.sqrt(len(moments) + 1)))
-    for order, (status, mine) in enumerate(points.items(), start=3):
+    for order, (status, marker) in enumerate(MARKERS.items(), start=3):
+        mine = [m for m in moments if status == ("crash" if m.row.val_bpb is None else m.row.status)]
         heights = [min(m.row.val_bpb or rim, rim) for m in mine]
         drawn = axes.scatter([m.place for m in mine], heights, size**2, COLORS[status],
-                             marker=MARKERS[status], label=status, zorder=order)
+                             marker=marker, label=status, zorder=order)
         drawn.set_urls([f"#e{m.row.experiment}" for m in mine])
-    gains = [moment for moment in points["keep"] if moment.delta is not None]
+    gains = [m for m in moments if m.row.status == "keep" and m.delta is not None]
     for moment in sorted(gains, key=lambda moment: moment.delta)[:MAX_NAMES]:
         place = moment.place, moment.row.val_bpb  # a falling line leaves room down to the left
         axes.annotate(one_line(moment.row.description, 28), place, (-3, -4), textcoords="offset points",

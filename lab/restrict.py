@@ -1,9 +1,7 @@
-"""The last program before train.py: restricts itself as lab/sandbox.py decided, becomes the trial.
+"""The last program before train.py: `python -I -S restrict.py SPEC COMMAND...` becomes the trial.
 
-    python -I -S restrict.py SPEC COMMAND...
-
-SPEC is JSON. A trial that cannot be restricted so does not start. Only the standard library is imported: the start of
-every trial waits for it. No maintained package wraps Landlock, namespaces and mounts, so they are called by number.
+It restricts itself as SPEC (JSON, of lab/sandbox.py) says; if it cannot, the trial does not start. It imports the
+standard library alone: every start waits for it. No maintained package wraps Landlock, namespaces and mounts.
 """
 
 import contextlib
@@ -68,7 +66,6 @@ def _check(result: int) -> int:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process; macOS has none."""
     if sys.platform == "linux":
         _check(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
 
@@ -134,8 +131,7 @@ def _readable_parts(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, int
 def enter_namespaces(spec: dict) -> None:
     """Return in a grandchild that has namespaces and a file system of its own.
 
-    The process that was started stays outside and ends as the grandchild ends. Its child is process 1 of the inside:
-    it collects orphans, and when it ends, the kernel kills everything inside.
+    The started process stays outside. Its child is process 1 inside: when it ends, the kernel kills all inside.
     """
     uid, gid = os.getuid(), os.getgid()
     _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNET))
@@ -155,10 +151,7 @@ def enter_namespaces(spec: dict) -> None:
 
 
 def _end_with(child: int) -> None:
-    """End as a child ends, and hold nothing open that it closes.
-
-    Process 1 cannot die of its own signal, so it tells the number in its exit code.
-    """
+    """End as a child ends. Process 1 cannot die of its own signal, so its exit code tells the number."""
     os.closerange(0, 2**31 - 1)
     drop_capabilities()
     ended = 0

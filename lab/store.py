@@ -1,10 +1,9 @@
 """A session in git: save candidates, append rows, advance the branch, close, recover.
 
-Promises: a session lives on branch autoresearch/<tag>, its candidates under
-refs/autoresearch/<tag>/<number>; no other branch is touched, no candidate's ref overwritten. Rows
-are the commit point. They are appended to a copy in the git directory first, then to results.tsv;
-where the two differ, results.tsv is put back and the other file kept. train.py is written only
-over text that git holds. It does not decide what is kept.
+Promises: no branch but autoresearch/<tag> is touched, and no candidate's ref
+(refs/autoresearch/<tag>/<number>) overwritten. Rows are appended to a copy in the git directory
+first, then to results.tsv; where the two differ, results.tsv is put back and the other file kept.
+train.py is written only over text that git holds. It does not decide what is kept.
 """
 
 import os
@@ -36,17 +35,12 @@ class Store:
 
     @classmethod
     def open(cls, root: Path, tag: str | None, today: str) -> "Store":
-        """Lock work tree and session; nothing else changes. Raises SetupError or OSError.
-
-        Without a tag the checked-out session continues, or one is named after `today` ("nov23").
-        """
+        """Lock work tree and session: without a tag the one that is checked out, else "nov23" of `today`."""
         if tag is not None and not TAG.fullmatch(tag):
-            name = ledger.one_line(tag, 40)
-            raise SetupError(f"{name!r} cannot name a session: use letters, digits, - and _")
+            raise SetupError(f"{tag[:40]!r} cannot name a session: use letters, digits, - and _")
         here = Checkout.open(root)
         try:
-            head = here.head()
-            current = head.removeprefix(f"{HEADS}/") if head.startswith(f"{HEADS}/") else ""
+            _, _, current = here.head().partition(f"{HEADS}/")
             store = cls._locked(here, tag or current, today)
             store.new = store.tag != current
             store._refuse_unfit()
@@ -64,8 +58,7 @@ class Store:
             fits = tag or store._is_unused()
             if fits and here.lock(lock) and (tag or store._is_unused()):  # another may have begun
                 return store
-        raise SetupError(f"session {tag} is at work in another work tree: wait for it, or choose "
-                         "another --tag")
+        raise SetupError(f"session {tag} is at work in another work tree: choose another --tag")
 
     def _is_unused(self) -> bool:
         """Whether nothing has this name, except a branch that a killed start left at HEAD."""
@@ -74,7 +67,6 @@ class Store:
         return found in ("", f"{self.branch} {self.here.resolve('HEAD')} ")
 
     def release(self) -> None:
-        """Let go of the work tree and the session."""
         self.here.release()
 
     @property
@@ -96,23 +88,21 @@ class Store:
     def _refuse_unfit(self) -> None:
         """Raise for a work tree in which the session cannot start."""
         here, train, results = self.here, self.root / "train.py", self.root / "results.tsv"
-        for path in (self.root / name for name in FILES):
+        for path in map(self.root.joinpath, FILES):
             if path.exists():
                 path.open("r+b").close()  # found now, not after a trial
         if not self.new or not self._is_unused():
             self._tip()
         if not here.resolve("HEAD:train.py"):
-            raise SetupError("train.py is in no commit yet: run `git add train.py && git commit -m "
-                             "start` first")
+            raise SetupError("train.py is in no commit yet: run `git add train.py && git commit -m start`")
         changed = here.changes() - set(FILES[1:])
         texts = (_read(train), here.show(":train.py"))
-        if not self.new and all(self._is_ours(text) for text in texts):
+        if not self.new and all(map(self._is_ours, texts)):
             changed.discard("train.py")
         if changed:
             names = ", ".join(sorted(changed)[:3])
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise SetupError(f"uncommitted changes in {names}{more}: commit or stash them (`git "
-                             "restore NAME` brings a lost file back), then start again")
+            raise SetupError(f"uncommitted changes in {names}: commit or stash them (`git restore NAME` "
+                             "brings a lost file back), then start again")
         committed = here.show("HEAD:results.tsv") or ledger.HEADER.encode()
         if self.new and not committed.startswith(_read(results)):
             raise SetupError("results.tsv has rows that no commit holds: run `git commit -m rows "
@@ -122,7 +112,7 @@ class Store:
         """Create the branch of a new session, without rows."""
         if not self.new:
             return []
-        done = self._clear_locks()
+        done = self.here.clear_locks(f"{self.branch}.lock")
         if not self.here.resolve(self.branch):  # it may be left of a start that died here
             self.here.move(self.branch, "HEAD", "")
         for path in (self.copy, self.root / "results.tsv"):
@@ -134,7 +124,7 @@ class Store:
     # -- the loop's calls
 
     def save(self, number: int, code: str, subject: str, body: str = "") -> str:
-        """Commit a candidate under a ref of its own. The branch's head, its parent, stays."""
+        """Commit a candidate under a ref of its own; the branch stays."""
         tip = self._tip()
         files = {"train.py": code.encode(*TEXT), "program.md": self._program()}
         if self.copy.stat().st_size <= ROWS_BYTES:
@@ -146,14 +136,10 @@ class Store:
         return commit
 
     def append(self, row: Row) -> list[str]:
-        """The commit point: the row is on the disk, whatever was done to results.tsv.
-
-        Returns a line for each thing that was mended. Raises SetupError where another branch is
-        checked out; the row is safe then, and the session's next start brings it back.
-        """
+        """The commit point: the row is on the disk. Returns a line for each thing that was mended."""
         before = self._settle_copy()
         ledger.append(self.copy, row)
-        self._tip()
+        self._tip()  # raises where another branch is checked out; the row is safe all the same
         done = self._put_results_back(before)
         ledger.append(self.root / "results.tsv", row)
         return done
@@ -197,10 +183,10 @@ class Store:
             return tip
         if not tip:
             rows = Store(self.here, self.tag).rows()
-            kept = [row.commit for row in rows if row.status == Status.KEEP]
+            kept = [row.commit for row in rows if row.status == Status.KEEP] or ["COMMIT"]
             damaged = self.here.common_dir / self.branch
             command = f"rm {damaged} && " if damaged.exists() else ""
-            command += f"git branch {name} {kept[-1] if kept else 'COMMIT'}"
+            command += f"git branch {name} {kept[-1]}"
         raise SetupError(f"{name} is not checked out here: run `{command}` and start again (no "
                          "row is lost), or choose another --tag")
 
@@ -232,8 +218,7 @@ class Store:
         try:
             return [] if self.new else ledger.parse(self._rows())
         except ValueError as error:
-            raise SetupError(f"{error}: run `rm -f {self.copy}` or mend that line, then start "
-                             "again") from None
+            raise SetupError(f"{error}: mend that line, or run `rm -f {self.copy}`") from None
 
     def train_code(self) -> str:
         """train.py in the work tree, byte for byte; HEAD's where it was deleted or emptied."""
@@ -243,12 +228,12 @@ class Store:
         """A commit's train.py. Raises SetupError where git has lost it."""
         status, code, _ = self.here.run("cat-file", "blob", f"{commit}:train.py")
         if status:
-            raise SetupError(f"git has lost the train.py of {commit} (`git fsck` lists what is "
-                             "missing): restore .git from a backup, or start anew from another branch")
+            raise SetupError(f"git has lost the train.py of {commit} (see `git fsck`): restore .git, or "
+                             "start anew from another branch")
         return code.decode(*TEXT)
 
     def code(self, number: int) -> str:
-        """An experiment's train.py. Raises SetupError where git has lost it."""
+        """An experiment's train.py; raises as code_of() does."""
         return self.code_of(self.candidate_ref(number))
 
     def codes(self, numbers: Iterable[int]) -> dict[int, str]:
@@ -275,7 +260,8 @@ class Store:
 
     def recover(self) -> list[str]:
         """Finish or undo what the last process left. Returns a line for each thing done."""
-        done, rows, train = self._clear_locks(), self.rows(), _read(self.root / "train.py")
+        done = self.here.clear_locks(f"{self.branch}.lock", f"{self.candidate_ref()}*.lock")
+        rows, train = self.rows(), _read(self.root / "train.py")
         for name in FILES:
             (self.root / SPARE.format(name)).unlink(missing_ok=True)
         done += self._put_results_back(self._settle_copy())
@@ -291,19 +277,14 @@ class Store:
             done.append("put the incumbent's train.py back")
         return done
 
-    def _clear_locks(self) -> list[str]:
-        stale = (self.here.common_dir / self.candidate_ref()).glob("*.lock")
-        return self.here.clear_locks(self.here.common_dir / f"{self.branch}.lock", *stale)
-
     def _rows(self) -> bytes:
         """The rows that were appended: those of our copy, or in a fresh clone those of results.tsv."""
         has_copy = self.copy.exists()
         data = _read(self.copy if has_copy else self.root / "results.tsv")
         data = data[: data.rfind(b"\n") + 1] or ledger.HEADER.encode()  # without a torn last line
         if not has_copy and not data.startswith(self.here.show(f"{self.branch}:results.tsv")):
-            raise SetupError("results.tsv was changed by hand, and git's folder has no copy of it: run "
-                             "`mv results.tsv results.tsv.edited; git restore results.tsv` to go on "
-                             "from the committed rows")
+            raise SetupError("results.tsv was changed by hand, and git's folder has no copy: run `mv "
+                             "results.tsv results.tsv.edited; git restore results.tsv`")
         return data
 
     def _settle_copy(self) -> bytes:
@@ -321,9 +302,8 @@ class Store:
             names = ("results.tsv.edited" + (f"-{n}" if n > 1 else "") for n in count(1))
             aside = next(self.root / name for name in names if not (self.root / name).exists())
             write_durably(aside, _read(path))
-            n_rows = len(rows.splitlines()) - 1
-            done = [f"results.tsv was changed from outside: put its {n_rows} rows back; the other "
-                    f"file is {aside.name}"]
+            done = [f"results.tsv was changed from outside: put its {len(rows.splitlines()) - 1} rows "
+                    f"back; the other file is {aside.name}"]
         if _read(path) != rows:
             write_durably(path, rows)
         return done
@@ -332,12 +312,12 @@ class Store:
         """Every row's commit has its ref; a candidate without a row had no result and goes."""
         format_ = "--format=%(refname:lstrip=3)"
         names = self.here.git("for-each-ref", format_, self.candidate_ref()).split()
-        commits = {row.experiment: row.commit for row in rows}
-        self.next_number = max(commits, default=-1) + 1
-        stopped = [n for n in names if n.isdecimal() and int(n) not in commits]
+        commits = {str(row.experiment): row.commit for row in rows}
+        self.next_number = max(map(int, commits), default=-1) + 1
+        stopped = [n for n in names if n.isdecimal() and n not in commits]
         orders = "".join(f"delete {self.candidate_ref(n)}\n" for n in stopped)
         self.here.git("update-ref", "--stdin", data=orders.encode())
-        lost = [n for n in commits if str(n) not in set(names)]
+        lost = commits.keys() - set(names)
         for number in lost:  # what a clone has not brought along stays lost
             self.here.run("update-ref", self.candidate_ref(number), commits[number], "")
         return [f"{len(lost)} experiments had lost their refs"] if lost else []

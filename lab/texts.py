@@ -62,12 +62,9 @@ def text_bytes(files: Iterable[Path]) -> int:
 
 
 def builtin_files() -> dict[str, Path]:
-    """The Python sources that torch brings, 79 MB, those that trials may read first.
-
-    torch/version.py is left out: it alone differs between torch's builds.
-    """
+    """The Python sources that torch brings, 79 MB, those that trials may read first."""
     files = {path.relative_to(root.parent).as_posix(): path for root in _packages() for path in root.rglob("*.py")}
-    del files["torch/version.py"]
+    del files["torch/version.py"]  # it alone differs between torch's builds
     return dict(sorted(files.items(), key=lambda item: (is_held_out(item[0]), item[0])))
 
 

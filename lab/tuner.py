@@ -1,9 +1,8 @@
 """Proposes without a model: varies the ALL_CAPS numeric constants of train.py with optuna's TPE.
 
-Promises: only the digits of a few constants change. An integer stays an integer, a power of two a power
-of two, a float below 1 stays between 0 and 1. The same history and seed give the same proposals. Left
-alone: seeds, 0 and negative integers (switches and indices), names assigned twice, lines with a comment
-`# fixed`, and the constants of the other kind of device (GPU_ on a CPU, CPU_ elsewhere).
+Promises: only digits change. An integer stays one, a power of two too, a float below 1 stays between 0
+and 1. The same history and seed give the same proposals. Left alone: seeds, 0 and negative integers,
+names assigned twice, `# fixed` lines, and the other kind of device's (GPU_ on a CPU, CPU_ elsewhere).
 """
 
 import ast
@@ -44,8 +43,8 @@ class Knob:
 
     @property
     def is_power(self) -> bool:
-        is_plain = isinstance(self.value, int) and self.value >= SMALLEST_POWER and self.value.bit_count() == 1
-        return is_plain or "**" in self.text
+        is_large = isinstance(self.value, int) and self.value >= SMALLEST_POWER
+        return "**" in self.text or is_large and self.value.bit_count() == 1
 
     @property
     def is_share(self) -> bool:
@@ -95,14 +94,13 @@ class Knob:
 def find(code: str) -> tuple[Knob, ...]:
     """The constants that may vary, those of every device."""
     counts = Counter(_ASSIGNED.findall(code))
-    found = [Knob(line["name"], _value(line["text"]), line["text"], line.span("text"))
-             for line in _CONSTANT.finditer(code)]
-    return tuple(knob for knob in found
-                 if knob.value is not None and counts[knob.name] == 1 and "SEED" not in knob.name)
+    lines = [line for line in _CONSTANT.finditer(code)
+             if counts[line["name"]] == 1 and "SEED" not in line["name"]]
+    return tuple(Knob(line["name"], value, line["text"], line.span("text"))
+                 for line in lines if (value := _value(line["text"])) is not None)
 
 
 def _value(text: str) -> Value | None:
-    """The number, if it is one that can be moved."""
     try:
         value = 2 ** int(text.split("**")[1]) if "**" in text else ast.literal_eval(text)
     except (ValueError, SyntaxError):  # no number after all
@@ -126,37 +124,25 @@ def rewrite(code: str, changes: Sequence[tuple[Knob, Value]]) -> str:
 
 def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int,
                device: str = "cpu") -> Iterator[Proposal]:
-    """Proposals, the same ones for the same inputs. Some come twice; none come where nothing can vary.
-
-    history: (train.py, val_bpb or None for a crash) of earlier trials, in any order.
-    device: "cpu", or the kind or name of another one.
-    """
+    """Proposals, some of them twice; `history` has train.py and val_bpb (None for a crash) in any order."""
     elsewhere = "GPU_" if device.lower() == "cpu" else "CPU_"
     found = [knob for knob in find(code) if not knob.name.startswith(elsewhere)]
-    rng, told, studies = random.Random(seed), _told(code, history), {}
+    rng, names = random.Random(seed), knobs(code).keys()
+    told = [(math.inf if bpb is None else bpb, knobs(earlier)) for earlier, bpb in history]
+    told = [(bpb, values) for bpb, values in told if values.keys() == names]
+    told.sort(key=lambda trial: (trial[0], sorted(trial[1].items())))  # best first, crashes last
     for _ in range(ATTEMPTS if found else 0):
         numbers = rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE)))
-        few = tuple(found[number] for number in sorted(numbers))
-        if few not in studies:
-            studies[few] = _study(few, told, rng.randrange(2**31))
-        study, space = studies[few]
-        places = study.ask(space).params
+        few = [found[number] for number in sorted(numbers)]
+        places = _places(few, told, rng.randrange(2**31))
         changes = [(knob, value) for knob in few if (value := knob.at(places[knob.name])) != knob.value]
         if changes:
             words = [f"{knob.name} {knob.text} -> {knob.written(value)}" for knob, value in changes]
             yield Proposal(", ".join(words), rewrite(code, changes), "tuner")
 
 
-def _told(code: str, history: Sequence[tuple[str, float | None]]) -> list[tuple[float, dict[str, Value]]]:
-    """(val_bpb, values by name) of the trials with the same constants: best first, crashes last."""
-    names = knobs(code).keys()
-    told = [(math.inf if bpb is None else bpb, knobs(earlier)) for earlier, bpb in history]
-    told = [(bpb, values) for bpb, values in told if values.keys() == names]
-    return sorted(told, key=lambda trial: (trial[0], sorted(trial[1].items())))
-
-
-def _study(few: Sequence[Knob], told: Sequence[tuple[float, dict[str, Value]]], seed: int):
-    """(an in-memory study of a few constants that was told the earlier trials, the places to ask for)."""
+def _places(few: Sequence[Knob], told: Sequence[tuple[float, dict[str, Value]]], seed: int) -> dict[str, float]:
+    """Where to move a few constants, by name, after what was told of earlier trials."""
     import optuna
     from optuna.distributions import FloatDistribution, IntDistribution
 
@@ -171,4 +157,4 @@ def _study(few: Sequence[Knob], told: Sequence[tuple[float, dict[str, Value]]], 
         places = {knob.name: knob.place(values[knob.name]) for knob in few}
         near = {name: min(max(place, space[name].low), space[name].high) for name, place in places.items()}
         study.add_trial(optuna.trial.create_trial(params=near, distributions=space, value=bpb))
-    return study, space
+    return study.ask(space).params

@@ -1,8 +1,7 @@
 """The bytes between a trial and its referee: requests, answers, logits, and a model's file.
 
-Both ends import this, so each fact of the wire is written once. It is copied beside prepare.py into
-a trial's folder and imports nothing of the project. In a trial's process nothing of it can be
-trusted: the referee checks what it reads.
+Both ends import this. It is copied beside prepare.py into a trial's folder and imports nothing of the
+project. In a trial's process nothing of it can be trusted: the referee checks what it reads.
 """
 
 import fcntl
@@ -122,9 +121,6 @@ def page_lock(memory) -> None:
             torch.ones(1, device="cuda").add_(1)  # takes up the error, else the next call raises it
 
 
-# The file of what a model learnt ----------------------------------------------------------
-
-
 def dtype_name(dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -142,13 +138,14 @@ def write_tensors(tensors: dict, settings: dict[str, str], fd: int) -> int:
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with mmap.mmap(fd, 8 + len(text) + end) as memory:
-        memory[: 8 + len(text)] = struct.pack("<Q", len(text)) + text
-        data = torch.frombuffer(memory, dtype=torch.uint8)[8 + len(text):]
+    head = struct.pack("<Q", len(text)) + text
+    with mmap.mmap(fd, len(head) + end) as memory:
+        memory[: len(head)] = head
+        data = torch.frombuffer(memory, dtype=torch.uint8)[len(head):]
         for name, tensor in ordered:
             begin, end = header[name]["data_offsets"]
             data[begin:end].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
-    return 8 + len(text) + end
+    return len(head) + end
 
 
 def read_tensors(fd: int, n_bytes: int) -> tuple[dict, dict[str, str]]:

@@ -609,10 +609,6 @@ def test_a_small_val_split_says_what_its_numbers_are_worth(corpus: Data, builtin
     assert replace(corpus, rows=corpus.rows | {"val": 200}).caveat() == builtin.caveat() == ""
 
 
-def test_passes_count_how_often_a_token_is_seen(corpus: Data) -> None:
-    assert corpora.passes(corpus, 2.5 * corpus.rows["train"] * corpus.max_seq_len) == 2.5
-
-
 def test_a_corpus_is_found_again_by_its_hash_and_from_any_folder(corpus: Data, corpus_path: Path, tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(corpus_path.parent)
