@@ -113,6 +113,7 @@ class Experiment:
 
     number: int
     rows: tuple[Row, ...]
+    kept_at: int = -1  # place in the file of its last `keep` row; a repeat may be one
 
     @property
     def own(self) -> Row:
@@ -125,7 +126,7 @@ class Experiment:
 
     @property
     def status(self) -> Status:
-        return self.own.status
+        return Status.KEEP if self.kept_at >= 0 else self.own.status
 
     def values(self, split: str) -> list[float]:
         """val_bpb of its trials on one split; a trial that did not have its machine does not count."""
@@ -139,17 +140,20 @@ class Experiment:
         return sum(values) / len(values) if values and self.own.val_bpb is not None else None
 
 
-def experiments(rows: Iterable[Row]) -> list[Experiment]:
+def experiments(rows: Sequence[Row]) -> list[Experiment]:
     """Group rows by experiment number, in order of first appearance."""
     grouped: dict[int, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.experiment, []).append(row)
-    return [Experiment(number, tuple(members)) for number, members in grouped.items()]
+    kept_at = {row.experiment: place for place, row in enumerate(rows) if row.status is Status.KEEP}
+    return [Experiment(number, tuple(members), kept_at.get(number, -1))
+            for number, members in grouped.items()]
 
 
 def incumbent(history: Sequence[Experiment]) -> Experiment | None:
-    """The last experiment that was kept: the branch's head."""
-    return next((e for e in reversed(history) if e.status == Status.KEEP), None)
+    """The experiment of the last `keep` row: the branch's head."""
+    last = max(history, key=lambda e: e.kept_at, default=None)
+    return last if last and last.status is Status.KEEP else None
 
 
 def misses(history: Sequence[Experiment]) -> int:
