@@ -1,8 +1,7 @@
-"""One trial: a small GPT, its optimizers and the training loop. The only file that an experiment changes.
+"""One trial: a small GPT, its optimizers, the training loop. The only file that an experiment changes.
 
-`python train.py` trains until `stream` ends, when the budget is spent; `finish` hands the model to the referee.
-A logit may depend on the weights and on the tokens up to its own place in the row, on nothing else: a second
-process, whose stream is over at once, loads the weights and must say the same.
+`stream` ends when the budget is spent; `finish` hands the model to the referee. A logit depends on the weights and
+on tokens up to its own place alone: a second process, whose stream is over at once, must say the same.
 
 Letters: B rows, T tokens a row, C width, H heads, D width of a head, V vocabulary.
 """
@@ -21,84 +20,84 @@ from torch import Tensor, nn
 
 from prepare import BUDGET_S, MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, stream
 
-if device.type == "cuda":  # it imports the compiler: 2 s that other devices need not wait
+if device.type == "cuda":  # imports the compiler, 2 s
     from torch.nn.attention.varlen import varlen_attn
 
 # --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both --------------------------
-CPU_LAYERS = 2              # blocks; at equal time three learn more a step and lose it to fewer steps
-CPU_WIDTH = 96              # C, channels, a multiple of HEAD_WIDTH
-CPU_HEAD_WIDTH = 32         # D, channels of a head
-CPU_STEP_TOKENS = 2**13     # tokens between two steps of the optimizer
-CPU_PAIR_ROWS = 2**14       # rows of the hashed table of token pairs: more collide less, fewer are faster
+CPU_LAYERS = 2              # blocks; three learn more a step but make fewer steps
+CPU_WIDTH = 96              # C, a multiple of D
+CPU_HEAD_WIDTH = 32         # D
+CPU_STEP_TOKENS = 2**13     # tokens a step
+CPU_PAIR_ROWS = 2**14       # rows of the table of token pairs: more collide less, fewer are faster
 
-GPU_LAYERS = 8              # blocks on an H100; the ladder below makes less of it on a smaller card
+GPU_LAYERS = 8              # blocks on an H100; less on a smaller card
 GPU_WIDTH = 640             # C; an H200 takes one head more
 GPU_HEAD_WIDTH = 128        # D
 GPU_STEP_TOKENS = 147_456   # tokens a step: 72 rows of 2048
-GPU_BIGRAM_ROWS = 48        # of each table of token pairs, times V
-GPU_TRIGRAM_ROWS = 96       # of each table of token triples, times V
+GPU_BIGRAM_ROWS = 48        # rows of a table of token pairs, times V
+GPU_TRIGRAM_ROWS = 96       # the same of triples
 
 # --- Knobs: model --------------------------------------------------------------------------------------------
-MLP_RATIO = 4               # hidden units of an MLP for each channel
-RELU_SHIFT = 0.5            # an MLP's unit is silent below this, (h - 0.5)^2 above it
-VALUE_EVERY = 2             # layers: every 2nd, counted from the last, has value embeddings
-GATE_CHANNELS = 32          # channels of the input that open one gate, of values or of a head's output
-ROPE_BASE = 200_000.0       # longest wavelength of the rotary positions, in tokens / 2 pi
-QK_SCALE = 1.15             # on q and k after their norm: sharper attention than unit vectors give
+MLP_RATIO = 4               # hidden units of an MLP a channel
+RELU_SHIFT = 0.5            # below this an MLP's unit is silent
+VALUE_EVERY = 2             # layers: every 2nd, from the last, has value embeddings
+GATE_CHANNELS = 32          # input channels of a gate of values or of a head's output
+ROPE_BASE = 200_000.0       # longest wavelength of positions, in tokens / 2 pi
+QK_SCALE = 1.15             # on normed q and k: sharper attention
 INIT_SCALE = 0.68           # of uniform(+-sqrt(3 / C)), the usual scale of a matrix
-HEAD_INIT = 0.001           # standard deviation of the unembedding: the first loss is log V
-SHARE_INIT = 0.1            # first share of each embedding in every layer's input
-GPU_LONG_EVERY = 4          # layers: every 4th sees the whole row (TTTL), and the last one always does
-GPU_SHORT_WINDOW = 8        # the others see T / 8 tokens back; the long ones are where distance pays
-GPU_DOCUMENTS = 16          # starts of documents a row that attention respects; one quota a batch leaks
-GPU_TOP_LAYERS = 3          # last layers whose outputs the logits read, each by a learnt share
-GPU_SOFTCAP = 15.0          # logits bend to 1.1 times this by a tanh, which costs a CPU a tenth of its steps
+HEAD_INIT = 0.001           # standard deviation of the head: the first loss is log V
+SHARE_INIT = 0.1            # first share of each embedding in a layer's input
+GPU_LONG_EVERY = 4          # layers: every 4th and the last see the whole row
+GPU_SHORT_WINDOW = 8        # the others see T / 8 tokens back
+GPU_DOCUMENTS = 16          # documents a row that attention tells apart; a quota a batch leaks
+GPU_TOP_LAYERS = 3          # last layers that the logits read, by learnt shares
+GPU_SOFTCAP = 15.0          # logits bend to 1.1 times this; a CPU loses a tenth of its steps
 
 # --- Knobs: optimizers ---------------------------------------------------------------------------------------
-CPU_MATRIX_LR = 0.06        # Muon, for all matrices inside the layers
+CPU_MATRIX_LR = 0.06        # Muon, matrices inside the layers
 GPU_MATRIX_LR = 0.04        # the same; records have 0.035 to 0.05
-EMBED_LR = 0.6              # Adam, all embeddings but hashed values; this and the next two times sqrt(768 / C)
+EMBED_LR = 0.6              # Adam, embeddings; this, HEAD_LR and GPU_TABLE_LR times sqrt(768 / C)
 HEAD_LR = 0.004             # Adam, unembedding
-GPU_TABLE_LR = 0.6          # RMSProp, tables of values; without warm-down
-RESIDUAL_LR = 0.005         # Adam, what stays of the residual stream in each layer
-GPU_TOP_LR = 0.02           # Adam, shares of the top layers and the gate of the embeddings' shares
-SHARE_LR = 0.5              # Adam, shares of the embeddings in each layer's input
-MATRIX_DECAY = 0.1          # cautious: only where the update shrinks the weight too; falls to 0 with the budget
-ADAM_BETA1 = 0.8            # Adam's momentum; short, because there are few steps
+GPU_TABLE_LR = 0.6          # RMSProp, hashed values; no warm-down
+RESIDUAL_LR = 0.005         # Adam, what stays of the residual stream in a layer
+GPU_TOP_LR = 0.02           # Adam, shares of the top layers, gate of the embeddings' shares
+SHARE_LR = 0.5              # Adam, the embeddings' shares
+MATRIX_DECAY = 0.1          # cautious: only where the update shrinks the weight too; falls to 0
+ADAM_BETA1 = 0.8            # Adam's momentum, short for few steps
 ADAM_BETA2 = 0.95           # Adam's second moment
 GPU_TABLE_BETA2 = 0.999     # RMSProp's second moment: a row is met rarely
-MOMENTUM_START = 0.85       # Muon's momentum at the first step and, with the lr, again at the end ...
-MOMENTUM = 0.95             # ... and after the warm-up
-MOMENTUM_STEPS = 300        # steps of that warm-up
+MOMENTUM_START = 0.85       # Muon's momentum at the first step and, with the lr, at the end ...
+MOMENTUM = 0.95             # ... and between
+MOMENTUM_STEPS = 300        # steps from one to the other
 NORMUON_BETA = 0.95         # Muon's second moment, one number a neuron
-MATRIX_WARMDOWN = 0.9       # last fraction of the budget, in which Muon's lr falls linearly; no warm-up
+MATRIX_WARMDOWN = 0.9       # last share of the budget, in which Muon's lr falls linearly
 ADAM_WARMDOWN = 0.65        # the same of Adam
-FINAL_LR = 0.05             # fraction of the lr that is left at the end
+FINAL_LR = 0.05             # share of the lr left at the end
 
 # --- Settings that change speed, not results -----------------------------------------------------------------
-CPU_COMPILE_FROM_S = 30.0   # fixed: budget from which 20 s of compiling pay on a CPU: two thirds more tokens
-HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill on a CPU or Apple's, whose batches are small
-MEMORY_SHARE = 0.95         # fixed: of the free memory that a micro-batch may fill by the next two
-LAYER_NUMBERS = 33          # fixed: activations a token, layer and channel at the peak; a compiler keeps less
-LOGIT_BYTES = 16            # fixed: logits and their gradients at the peak, bytes a token and vocabulary entry
-TABLE_SHARE = 0.11          # fixed: of a card's memory that the hashed tables may fill with gradient and state
+CPU_COMPILE_FROM_S = 30.0   # fixed: budget from which 20 s of compiling pay on a CPU
+HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill without CUDA
+MEMORY_SHARE = 0.95         # fixed: of free memory that a micro-batch may fill by the next two
+LAYER_NUMBERS = 33          # fixed: activations a token, layer and channel at the peak
+LOGIT_BYTES = 16            # fixed: logits and gradients at the peak, a token and vocabulary entry
+TABLE_SHARE = 0.11          # fixed: of a card's memory that the hashed tables may fill
 TABLE_BYTES = 6             # fixed: a table's weight, gradient and state in bf16
 WIDE_BYTES = 10**11         # fixed: a card with more memory takes a head more
-PRINT_EVERY_S = 2.0         # fixed: seconds between two lines of progress
+PRINT_EVERY_S = 2.0         # fixed: between two lines of progress
 
-# fixed: TFLOP/s of a core of GeForce 50, Blackwell, Hopper, RTX 30 and 40, A100, older: 2/3 of data sheets
+# fixed: TFLOP/s of a core, 2/3 of data sheets: GeForce 50, Blackwell, Hopper, RTX 30 and 40, A100, older
 CORE_SPEEDS = (((12, 0), 1.2), ((10, 0), 10.0), ((9, 0), 4.9), ((8, 6), 1.1), ((8, 0), 2.3), ((0, 0), 0.2))
 # fixed: scale by TFLOP/s: H100 1; A100, 4090 0.8; 3080 to A6000 0.65; 3060 0.55; no bf16, Apple's 0.4
 SPEED_LADDER = ((350, 1.0), (130, 0.8), (38, 0.65), (18, 0.55), (0, 0.4))
 
-# Quintic polynomials that take all singular values to 1: Polar Express, arXiv 2505.16932, safety factor 0.02.
+# Polynomials that take singular values to 1: Polar Express, arXiv 2505.16932, safety factor 0.02.
 POLAR_EXPRESS = ((8.156555, -22.483293, 15.878770), (4.042930, -2.808917, 0.500018), (3.891668, -2.772484, 0.506065),
                  (3.285754, -2.368129, 0.464490), (2.346541, -1.709783, 0.423236))
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the constants above come to on this device; no rows: no such table."""
+    """What the constants come to on this device; no rows: no such table."""
 
     layers: int
     width: int
@@ -107,11 +106,11 @@ class Size:
     pair_rows: int = 0
     bigram_rows: int = 0
     trigram_rows: int = 0
-    whole: bool = False  # with the parts that cost a CPU more than they give: softcap, top layers, gated shares
+    whole: bool = False  # with softcap, top layers, gated shares, which cost a CPU too much
 
 
 def fit(speed: float, total_bytes: float) -> Size:
-    """A GPU's size from its TFLOP/s and memory: about 2000 steps fit, tables stay at 4 % of a step."""
+    """A GPU's size from its TFLOP/s and memory: 2000 steps fit, tables take 4 % of a step."""
     scale = next(scale for least, scale in SPEED_LADDER if speed >= least)
     width = GPU_HEAD_WIDTH * (round(GPU_WIDTH * scale / GPU_HEAD_WIDTH) + (total_bytes > WIDE_BYTES))
     layers, ratio = max(2, round(GPU_LAYERS * scale)), GPU_TRIGRAM_ROWS / GPU_BIGRAM_ROWS
@@ -122,7 +121,7 @@ def fit(speed: float, total_bytes: float) -> Size:
 
 
 def pick_size() -> Size:
-    """The size for this device, from its data sheet: a witness builds the same model without measuring."""
+    """By this device's data sheet: a witness builds the same model without measuring."""
     if device.type == "cpu":
         return Size(CPU_LAYERS, CPU_WIDTH, CPU_HEAD_WIDTH, CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)
     if device.type != "cuda":
@@ -133,7 +132,7 @@ def pick_size() -> Size:
 
 
 def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows of a micro-batch, micro-batches a step): as many rows as fit, in equal parts; nothing need divide."""
+    """(rows of a micro-batch, micro-batches a step): as many rows as fit, in equal parts."""
     token_bytes = dtype.itemsize * LAYER_NUMBERS * size.layers * size.width + LOGIT_BYTES * vocab_size
     step_rows = max(1, round(size.step_tokens / seq_len))
     fit_rows = max(1, int(MEMORY_SHARE * free_bytes / (token_bytes * seq_len)))
@@ -143,7 +142,7 @@ def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int, dt
 
 # --- Tokens: what stood before each one ----------------------------------------------------------------------
 def histories(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token, the one before it and the one before that, (B, T) each; before a document there is BOS."""
+    """Each token and the two before it, (B, T) each; before a document there is BOS."""
     bos = VOCAB_SIZE - 1  # begins every row and document
     before = F.pad(x[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
     earlier = F.pad(before[:, :-1], (1, 0), value=bos).masked_fill(x == bos, bos)
@@ -151,7 +150,7 @@ def histories(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def document_starts(x: Tensor) -> Tensor:
-    """Where attention begins anew, int32 (B * GPU_DOCUMENTS + 1): each row's first starts, spare ones at its end."""
+    """Where attention begins anew, int32 (B * GPU_DOCUMENTS + 1); spare starts lie at a row's end."""
     B, T = x.shape
     place = torch.arange(T, device=x.device).expand(B, T)
     starts = place.masked_fill((x != VOCAB_SIZE - 1) & (place > 0), T).sort(dim=1).values[:, :GPU_DOCUMENTS]
@@ -160,8 +159,8 @@ def document_starts(x: Tensor) -> Tensor:
 
 
 def last_same(keys: Tensor) -> Tensor:
-    """The last earlier place in the row with the same key, (B, T); -1 where there is none."""
-    order = keys.argsort(dim=1, stable=True)  # equal keys keep their order; an unstable sort would read ahead
+    """The last earlier place in the row with the same key, (B, T); -1 for none."""
+    order = keys.argsort(dim=1, stable=True)  # an unstable sort would read ahead
     ordered = keys.gather(1, order)
     same = ordered[:, 1:] == ordered[:, :-1]
     found = F.pad(torch.where(same, order[:, :-1], -1), (1, 0), value=-1)
@@ -169,14 +168,14 @@ def last_same(keys: Tensor) -> Tensor:
 
 
 class Ngrams(nn.Module):
-    """A vector for each token and the n - 1 before it, (B, T, C), from two hashed tables of half the width."""
+    """A vector for a token and the n - 1 before it, (B, T, C), from two hashed tables of half the width."""
 
     def __init__(self, n: int, rows: int, width: int, dtype: torch.dtype, number: int = 0):
         super().__init__()
         self.rows = rows
         self.weight = nn.Parameter(torch.empty(2 * rows, width // 2, dtype=dtype))
-        rng = torch.Generator().manual_seed(100 * n + number)  # other collisions in every half of every layer
-        odd = 1 + 2 * torch.randint(1 << 31, (n, 2), generator=rng, device="cpu")  # times a token it fits int64
+        rng = torch.Generator().manual_seed(100 * n + number)  # each half collides elsewhere
+        odd = 1 + 2 * torch.randint(1 << 31, (n, 2), generator=rng, device="cpu")  # times a token: int64
         self.register_buffer("factors", odd.to(self.weight.device))
 
     def forward(self, history: tuple[Tensor, ...]) -> Tensor:
@@ -188,12 +187,12 @@ class Ngrams(nn.Module):
 
 
 class Induction(nn.Module):
-    """The token that followed the last same three tokens in this row, or else the last same two; (B, T, C)."""
+    """What followed the last same three tokens in this row, otherwise the last same two; (B, T, C)."""
 
     def __init__(self, vocab_size: int, width: int):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, width)
-        self.trust = nn.Parameter(torch.empty(3, 1))  # where nothing, two or three tokens were found
+        self.trust = nn.Parameter(torch.empty(3, 1))  # of nothing, a pair, a triple
 
     def forward(self, history: tuple[Tensor, ...]) -> Tensor:
         x, before, earlier = history
@@ -206,14 +205,14 @@ class Induction(nn.Module):
 
 # --- Model ---------------------------------------------------------------------------------------------------
 def compiled(function: Callable, on_cpu: bool = False) -> Callable:
-    """Compiled on CUDA; on a CPU only what pays there, where it has a compiler and the budget is long enough."""
+    """On CUDA; on a CPU what pays there, with a compiler and a long budget."""
     pays = on_cpu and BUDGET_S >= CPU_COMPILE_FROM_S and shutil.which(os.environ.get("CXX", "g++"))
     is_worth_it = device.type == "cuda" or (device.type == "cpu" and pays)
     return torch.compile(function, dynamic=False) if is_worth_it else function
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """In the type of the input, whatever that of the weight, a matrix or a stack of them."""
+    """In the type of the input; weight: a matrix or a stack of them."""
     return F.linear(x, weight.flatten(0, -2).to(x.dtype))
 
 
@@ -222,13 +221,13 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotary positions: turn each pair of channels, (d, d + D/2), by an angle that grows with the position."""
+    """Rotary positions: turn channels (d, d + D/2) by an angle that grows with the position."""
     (cos, sin), (a, b) = turns, x.chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) -> Tensor:
-    """Causal attention, (B, T, H, D): with `starts` inside documents and windows, without over the whole row."""
+    """Causal attention, (B, T, H, D): with `starts` inside documents and windows."""
     B, T, H, D = q.shape
     if starts is None:
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))  # (B, H, T, D)
@@ -238,7 +237,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None) 
 
 
 class Block(nn.Module):
-    """One layer: shares of the embeddings into the residual stream, attention with gated values, MLP."""
+    """One layer: shares of the embeddings, attention with gated values, MLP."""
 
     def __init__(self, size: Size, window: int, n_values: int, n_inputs: int):
         super().__init__()
@@ -271,7 +270,7 @@ class Block(nn.Module):
         return h + norm(linear(hidden, self.down))
 
     def gate(self, x: Tensor, number: int, first: int) -> Tensor:
-        """2 sigmoid of some channels of the input, (B, T, H, 1); 1 at the start."""
+        """2 sigmoid of some input channels, (B, T, H, 1); 1 at the start."""
         return 2 * torch.sigmoid(linear(x[..., first : first + GATE_CHANNELS], self.gates[number])).unsqueeze(-1)
 
 
@@ -282,10 +281,10 @@ class GPT(nn.Module):
         super().__init__()
         L, C, D, self.dtype = size.layers, size.width, size.head_width, dtype
         self.embed = nn.Embedding(vocab_size, C)
-        self.sources = nn.ModuleList()  # what every layer's input gets a share of, beside the token
+        self.sources = nn.ModuleList()  # every layer's input gets a share of each
         if size.pair_rows:
             self.sources.extend([Ngrams(2, size.pair_rows, C, dtype), Induction(vocab_size, C)])
-        self.values = nn.ModuleList(nn.ModuleList() for _ in range(L))  # of each layer: what its values get
+        self.values = nn.ModuleList(nn.ModuleList() for _ in range(L))  # what a layer's values get
         layers = range((L - 1) % VALUE_EVERY, L, VALUE_EVERY)
         for i in layers:
             self.values[i].append(nn.Embedding(vocab_size, C))
@@ -312,7 +311,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Embeddings of unit size, inward matrices uniform, whatever writes to the residual stream zero."""
+        """Embeddings normal, inward matrices uniform, what writes to the residual stream zero."""
         bound = INIT_SCALE * math.sqrt(3 / self.embed.embedding_dim)
         for p in self.parameters():
             p.zero_()
@@ -336,7 +335,7 @@ class GPT(nn.Module):
         made = {table: table(history if isinstance(table, Ngrams) else x).to(self.dtype) for table in distinct}
         starts = document_starts(x) if self.dtype == torch.bfloat16 else None
         turns = self.turns[:, : x.size(1)]
-        streams = [inputs[0].clone()]  # the first block is compiled with the others: none reads its own input
+        streams = [inputs[0].clone()]  # the first block compiles with the others: none reads its own input
         for block, tables in zip(self.blocks, self.values, strict=True):
             streams.append(block(streams[-1], inputs, [made[table] for table in tables], turns, starts))
         return self.readout(streams[-GPU_TOP_LAYERS:], y)
@@ -350,12 +349,12 @@ class GPT(nn.Module):
             logits = 1.1 * GPU_SOFTCAP * torch.tanh(logits / GPU_SOFTCAP)
         if y is not None:
             return F.cross_entropy(logits.flatten(0, 1), y.flatten())
-        return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over; within 0.004 at 16
+        return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over
 
 
 # --- Optimizers ----------------------------------------------------------------------------------------------
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest matrices with all singular values 1, (n, r, c), by five matrix polynomials."""
+    """The nearest matrices with all singular values 1, (n, r, c)."""
     x = x.to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     tall = x.size(-2) > x.size(-1)
@@ -368,12 +367,12 @@ def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def muon_update(weight: Tensor, grad: Tensor, mean: Tensor, power: Tensor, lr: Tensor, momentum: Tensor,
                 decay: Tensor, dtype: torch.dtype) -> Tensor:
-    """New weights (n, r, c); `mean` (n, r, c) and `power` (n, r, 1) or (n, 1, c), the state, change in place."""
+    """New weights (n, r, c); `mean` (n, r, c) and `power` (n, r, 1) or (n, 1, c) change in place."""
     mean.lerp_(grad, 1 - momentum)
-    update = orthogonalise(grad.lerp(mean, momentum), dtype)  # Nesterov: look ahead by one step
+    update = orthogonalise(grad.lerp(mean, momentum), dtype)  # Nesterov
     length = update.norm(dim=(-2, -1), keepdim=True)
     power.lerp_(update.square().mean(dim=-1 if power.size(-1) == 1 else -2, keepdim=True), 1 - NORMUON_BETA)
-    update = update * power.clamp_min(1e-10).rsqrt()  # NorMuon: neurons that moved much move less
+    update = update * power.clamp_min(1e-10).rsqrt()  # NorMuon
     update = update * (length / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
     shrinks = (update * weight > 0).to(weight.dtype)
     lr = lr * max(1.0, weight.size(-2) / weight.size(-1)) ** 0.5
@@ -381,13 +380,13 @@ def muon_update(weight: Tensor, grad: Tensor, mean: Tensor, power: Tensor, lr: T
 
 
 def table_update(weight: Tensor, grad: Tensor, power: Tensor, lr: Tensor, bias: Tensor) -> None:
-    """RMSProp without momentum: a row that this step did not meet stays where it is."""
+    """RMSProp without momentum: a row that was not met stays."""
     power.lerp_(grad.square(), 1 - GPU_TABLE_BETA2)
     weight.sub_(lr * grad / ((power / bias).sqrt() + 1e-10))
 
 
 class Adam:
-    """Adam for parameters of one rate; torch.optim's would import the compiler, 2 s."""
+    """Of one rate; torch.optim's imports the compiler, 2 s."""
 
     def __init__(self, params: list[nn.Parameter], lr: float):
         self.params, self.lr = params, lr
@@ -402,7 +401,7 @@ class Adam:
 
 
 class Optimizer:
-    """Muon for matrices inside the layers, RMSProp for hashed values, Adam for the rest; rates follow the budget."""
+    """Muon for matrices inside the layers, RMSProp for hashed values, Adam for the rest."""
 
     def __init__(self, model: GPT):
         scale, blocks, self.dtype = math.sqrt(768 / model.embed.embedding_dim), model.blocks, model.dtype
@@ -433,7 +432,7 @@ class Optimizer:
             self.table_update(table, table.grad, power, *numbers)
         momentum = MOMENTUM_START + min(1.0, step / MOMENTUM_STEPS, matrix_left) * (MOMENTUM - MOMENTUM_START)
         rates = self.matrix_lr * matrix_left, momentum, MATRIX_DECAY * (1 - progress)
-        rates = [torch.tensor(rate) for rate in rates]  # a plain number would be compiled for at each value
+        rates = [torch.tensor(rate) for rate in rates]  # a number would be compiled in
         for stacks, mean, power in self.stacks:
             weight, grad = torch.cat(stacks), torch.cat([p.grad for p in stacks])
             fresh = self.muon_update(weight, grad, mean, power, *rates, self.dtype)
@@ -443,13 +442,13 @@ class Optimizer:
 
 # --- Training ------------------------------------------------------------------------------------------------
 def fit_rows(model: GPT, size: Size) -> tuple[int, int]:
-    """Warm up with ever smaller micro-batches until one fits into memory; then make the weights new again."""
+    """Warm up with ever smaller micro-batches until one fits; then make the weights new again."""
     optimizer = Optimizer(model)
     free_bytes = torch.cuda.mem_get_info()[0] if device.type == "cuda" else HOST_BYTES
     rows, parts = micro_batch(size, free_bytes, MAX_SEQ_LEN, VOCAB_SIZE, model.dtype)
     step = 0
-    while step < 2:  # they compile all and touch all memory; the second one meets state that exists
-        x, y = torch.randint(VOCAB_SIZE, (2, rows, MAX_SEQ_LEN), device=device)  # strided as the stream's
+    while step < 2:  # compile and touch all; the second meets state that exists
+        x, y = torch.randint(VOCAB_SIZE, (2, rows, MAX_SEQ_LEN), device=device)  # strided as a batch
         try:
             model(x, y).backward()
             optimizer.step(0.0, step)
@@ -457,7 +456,7 @@ def fit_rows(model: GPT, size: Size) -> tuple[int, int]:
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-            torch._dynamo.reset()  # else another number of rows is compiled for any number of rows, which is slower
+            torch._dynamo.reset()  # else it compiles for any number of rows, which is slower
             rows, parts, step = math.ceil(rows / 2), 2 * parts, 0
         model.zero_grad()
     torch.manual_seed(SEED)
@@ -466,7 +465,7 @@ def fit_rows(model: GPT, size: Size) -> tuple[int, int]:
 
 
 def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None:
-    """One optimizer step a batch of `parts` micro-batches, until the stream ends; it may end before the first."""
+    """A step for each batch of `parts` micro-batches, until the stream ends, maybe at once."""
     tokens, printed_at = 0, time.perf_counter()
     for step, batch in enumerate(stream(rows * parts, MAX_SEQ_LEN)):
         loss = torch.zeros((), device=device)
@@ -479,7 +478,7 @@ def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None
         tokens += batch.x.numel()
         if (passed := time.perf_counter() - printed_at) >= PRINT_EVERY_S:
             value, speed = loss.item(), tokens / passed  # waits for the device
-            if not math.isfinite(value):  # a NaN stays in the weights: it is seen, whenever it came
+            if not math.isfinite(value):  # a NaN stays in the weights
                 raise SystemExit(f"loss is not finite at step {step + 1}")
             print(f"step {step + 1} | {batch.progress:.0%} | loss {value:.4f} | {speed:.0f} tok/s", flush=True)
             tokens, printed_at = 0, time.perf_counter()
@@ -488,13 +487,13 @@ def train(model: nn.Module, optimizer: Optimizer, rows: int, parts: int) -> None
 def main() -> None:
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
-    modern = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # else no bfloat16, no masks
+    modern = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)  # bfloat16 and masks
     size, dtype = pick_size(), torch.bfloat16 if modern else torch.float32
     with torch.device(device):
         model = GPT(size, VOCAB_SIZE, dtype).eval()
     rows, parts = fit_rows(model, size)
     print(f"{size} | micro-batch {rows} x {MAX_SEQ_LEN}, {parts} a step | {device}", flush=True)
-    gc.disable()  # a collection of cycles in the middle of a step stalls the GPU
+    gc.disable()  # a collection would stall the GPU
     train(model, Optimizer(model), rows, parts)
     finish(model)
 

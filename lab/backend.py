@@ -26,7 +26,7 @@ from lab.prompt import Prompt
 
 HOST = "https://api.anthropic.com"
 MAX_TOKENS = 64_000            # of one answer, thinking included; a whole train.py is 8 000
-MAX_TOKENS_ELSEWHERE = 16_000  # local servers reserve it from a smaller context
+MAX_TOKENS_ELSEWHERE = 12_000  # local servers reserve it from a context of 24 000 or more
 COMMAND_BYTES = 10_000_000     # of a command's output
 SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, but may be a word
 
@@ -45,7 +45,6 @@ class Outage(StrEnum):
     """Why there is no answer."""
 
     SETUP = "setup"        # key, credit, model or request: asking again changes nothing
-    TOO_LONG = "too long"  # likewise, but a shorter prompt may pass
     BUDGET = "budget"      # the user's limit pays for no further call
     PASSING = "passing"    # too busy, too late, not reached, broken, or what came is no answer
     STOPPED = "stopped"    # the user wants to stop
@@ -63,7 +62,7 @@ class Unavailable(Exception):
     @property
     def fatal(self) -> bool:
         """Only the user can mend it."""
-        return self.kind in (Outage.SETUP, Outage.TOO_LONG, Outage.BUDGET)
+        return self.kind in (Outage.SETUP, Outage.BUDGET)
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ class Api:
         status, kind, asked = getattr(error, "status_code", None), Outage.PASSING, ""
         if status in _ADVICE and isinstance(error.body, dict):  # a hotel's page is no JSON
             text += f"; {_ADVICE[status]}"
-            kind = Outage.TOO_LONG if status in (400, 413, 422) else Outage.SETUP
+            kind = Outage.SETUP
         if status:
             asked = error.response.headers.get("retry-after", "")
             kind = Outage.SETUP if getattr(error, "error_code", "") in _SPENT else kind

@@ -196,10 +196,12 @@ def last_error(log: str, code: int) -> str:
 
 
 @contextlib.contextmanager
-def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Iterator[Child]:
+def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0,
+             program: tuple[str, ...] = ("train.py",)) -> Iterator[Child]:
     """Start train.py in a fresh folder, restricted. What it does wrong ends the `with`: `broken`.
 
     file_bytes: of the file that a witness loads; 0 for a trial, which writes it.
+    program: what Python runs there: train.py, or what profiles it, on a CPU without 20 s of compiling.
     """
     known = None if file_bytes else Path(spec["folder"]) / "cache"
     work = fresh_folder(Path(spec["work"]) / "trial", spec["code"], known)
@@ -216,8 +218,9 @@ def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0) -> Itera
         "file_fd": file_fd, "file_bytes": file_bytes}
     environment = sandbox.environment(str(work), cache) | KEEP_FREED_MEMORY
     environment |= {TRIAL_VARIABLE: json.dumps(trial)}
-    environment |= {"TORCHDYNAMO_DISABLE": "1"} if file_bytes else {}
-    command = sandbox.command(str(work), cache, [sys.executable, "train.py"], spec["hidden"])
+    is_eager = file_bytes or (spec["device"] == "cpu" and program != ("train.py",))
+    environment |= {"TORCHDYNAMO_DISABLE": "1"} if is_eager else {}
+    command = sandbox.command(str(work), cache, [sys.executable, *program], spec["hidden"])
     process = subprocess.Popen(
         command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
@@ -242,7 +245,7 @@ def fresh_folder(work: Path, code: str, cache: Path | None) -> Path:
     remove(work)
     (work / "lab").mkdir(parents=True)
     (work / "train.py").write_bytes(code.encode("utf-8", "surrogateescape"))
-    for name in ("prepare.py", "lab/wire.py"):
+    for name in ("prepare.py", "lab/wire.py", "lab/profiler.py"):
         shutil.copyfile(ROOT / name, work / name)
     if cache and cache.is_dir():
         sandbox.copy_plain(cache, work / "cache", *CACHE_LIMITS)  # empty on failure

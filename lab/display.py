@@ -30,7 +30,7 @@ FEW, MANY = 2, 8      # trials at once that have some lines each, or one; more a
 SILENCE_S = 3.0       # a phase says at least this often that it goes on
 WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
-PHASES = {"clock": "training", "score": "scoring", "witness": "witness"}  # event -> phase
+PHASES = {"clock": "training", "score": "scoring", "witness": "witness", "profile": "profile"}  # event -> phase
 PROGRESS = re.compile(r"\b([0-9]{1,3})%.*?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # in a line
 Curve = dict[int, float]  # percent of the budget -> loss
 
@@ -212,12 +212,12 @@ def recent(history: Sequence[Experiment], width: int) -> Iterator[Text]:
     for experiment in reversed(history[-SHOWN:]):
         row, n_busy = experiment.own, sum(row.status is Status.BUSY for row in experiment.rows)
         n_counted = len(experiment.rows) - n_busy
-        status = row.status + (f" x{n_counted}" if n_counted > 1 else "") + (f" busy x{n_busy}" if n_busy else "")
+        status = experiment.status + f" x{n_counted}" * (n_counted > 1) + f" busy x{n_busy}" * (n_busy > 0)
         value = "" if experiment.val_bpb is None else f"{experiment.val_bpb:.6f}"
         cost = f"{row.tokens_m:7.1f} M tokens {row.total_seconds:4.0f} s {row.memory_gb:5.1f} GB  "
         what = f"{one_line(row.description, 200)} ({one_line(row.source, 20)})"
         line = f"{experiment.number:5} {value:8} {status:10} {cost if width >= WIDE else ''}{what}"
-        yield Text(line, STYLES.get(row.status, ""), no_wrap=True, overflow="ellipsis")
+        yield Text(line, STYLES.get(experiment.status, ""), no_wrap=True, overflow="ellipsis")
 
 
 class Phase:

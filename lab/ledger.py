@@ -73,7 +73,8 @@ class Trial:
     witnessed: bool = False     # a second process that was told nothing said the same
     note: str = ""              # measured peculiarities ("pins its own seed", ...)
     log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
-    phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, stop
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
+    profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
     slot: str = ""              # where it ran, of several places; "" for the only one
 
     @property
@@ -114,6 +115,7 @@ class Experiment:
 
     number: int
     rows: tuple[Row, ...]
+    kept_at: int = -1  # place in the file of its last `keep` row; a repeat may be one
 
     @property
     def own(self) -> Row:
@@ -126,7 +128,7 @@ class Experiment:
 
     @property
     def status(self) -> Status:
-        return self.own.status
+        return Status.KEEP if self.kept_at >= 0 else self.own.status
 
     def values(self, split: str) -> list[float]:
         """val_bpb of its trials on one split that had their machine."""
@@ -140,17 +142,20 @@ class Experiment:
         return sum(values) / len(values) if values and self.own.val_bpb is not None else None
 
 
-def experiments(rows: Iterable[Row]) -> list[Experiment]:
+def experiments(rows: Sequence[Row]) -> list[Experiment]:
     """Group rows by experiment number, in order of first appearance."""
     grouped: dict[int, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.experiment, []).append(row)
-    return [Experiment(number, tuple(members)) for number, members in grouped.items()]
+    kept_at = {row.experiment: place for place, row in enumerate(rows) if row.status is Status.KEEP}
+    return [Experiment(number, tuple(members), kept_at.get(number, -1))
+            for number, members in grouped.items()]
 
 
 def incumbent(history: Sequence[Experiment]) -> Experiment | None:
-    """The last experiment that was kept: the branch's head."""
-    return next((e for e in reversed(history) if e.status == Status.KEEP), None)
+    """The experiment of the last `keep` row: the branch's head."""
+    last = max(history, key=lambda e: e.kept_at, default=None)
+    return last if last and last.status is Status.KEEP else None
 
 
 def misses(history: Sequence[Experiment]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Proposal, Row, SetupError, write_durably
+from lab.ledger import Experiment, Proposal, Row, SetupError, Status, write_durably
 from lab.prompt import Situation
 from lab.session import Session
 
@@ -37,23 +37,27 @@ class Memory:
 
     def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
         """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
-        history, best = session.history, session.incumbent
+        history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
-        logs = {number: runner.read_log(session.runs, number, e.own.seed) for number, e in quoted.items()}
-        told = next(read_objects(session.runs / f"{best.number:04d}-{best.own.seed}.json"), {})
-        phases = [f"{name} {seconds} s" for name, seconds in (told.get("phases") or {}).items()]
-        notes = self.runs / "notes.md"
         return Situation(
             program, {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device,
                       **session.corpus},
             session.code, session.rows, earlier=self.earlier,
             ideas={idea["experiment"]: idea for idea in self.ideas if "experiment" in idea},
             unapplied=[idea for idea in self.ideas if "experiment" not in idea],
-            logs={number: log for number, log in logs.items() if log},
+            logs={n: runner.read_log(session.runs, n, e.own.seed) for n, e in quoted.items()},
+            profiles={n: profile_of(session.runs, e, is_whole=e is best) for n, e in quoted.items()},
             running=[(proposal.description, proposal.code) for proposal in known],
             sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
-            notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "",
-            profile=f"the incumbent's trial: {', '.join(phases)}" if phases else "")
+            notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "")
+
+
+def profile_of(runs: Path, experiment: Experiment, is_whole: bool) -> str:
+    """Facts of its trial in a line, of the whole also shares of a step's time; "" when its file is gone."""
+    row = next((row for row in reversed(experiment.rows) if row.status is Status.KEEP), experiment.own)
+    told = next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {})
+    text = str(told.get("profile") or "")
+    return text if is_whole else text.partition("\n")[0]
 
 
 def read_objects(path: Path) -> Iterator[dict]:

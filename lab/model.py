@@ -20,7 +20,7 @@ from lab import edits
 from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Proposal, one_line, utc_now
-from lab.prompt import Prompt, crash_ask, form_alone
+from lab.prompt import Prompt, form_alone, mend_prompt
 
 DEFAULT_MODEL = "claude-opus-5-5"
 # Dollars per million tokens: input, output, one-hour cache write, cache read. List prices of
@@ -116,7 +116,6 @@ class Researcher:
                  calls_path: Path | None = None, limits: Limits | None = None):
         self.limits = limits or Limits()
         self.calls_path = calls_path  # where each call is written down
-        self.is_brief = False         # the model's context is too small for the history
         if command:
             self.backend, self.price = Command(command, self.limits), None
         else:
@@ -138,15 +137,8 @@ class Researcher:
 
         The draft holds the whole mended candidate, so that it merges with what was kept meanwhile.
         """
-        ask = crash_ask(prompt.code, candidate_code, log)
-        asked = replace(prompt, ask=ask, code=candidate_code)
-        talk = _Talk(self, asked, tried, stopped or threading.Event(), limit_usd)
+        talk = _Talk(self, mend_prompt(prompt, candidate_code, log), tried, stopped or threading.Event(), limit_usd)
         return replace(talk.draft(repairs=0), base_code=prompt.code)
-
-    def shorten(self) -> bool:
-        """Leave out the history from now on. Returns False if it was left out already."""
-        was_brief, self.is_brief = self.is_brief, True
-        return not was_brief
 
 
 @dataclass
@@ -202,8 +194,7 @@ class _Talk:
         """What a row should say of how the answer came about."""
         return "; ".join(filter(None, (
             ("", "repaired once", "repaired twice")[n_repairs],
-            "no list price known, usd counted as 0" if self.who.price is None else "",
-            "history shortened to fit the model's context" if self.who.is_brief else "")))
+            "no list price known, usd counted as 0" if self.who.price is None else "")))
 
     def _ask(self) -> Reply:
         """A finished answer, after a few tries if a fault may pass. Raises Unavailable."""
@@ -213,8 +204,6 @@ class _Talk:
             fault = reply.fault
             if fault is None:
                 return reply
-            if fault.kind is Outage.TOO_LONG and self.who.shorten():
-                continue
             failures += 1
             wait_s = next_wait_s(failures, fault.retry_after_s, random.random(), limits.first_wait_s)
             waited_s += wait_s
@@ -225,13 +214,10 @@ class _Talk:
 
     def _call(self) -> Reply:
         """One call, priced and on disk. Raises Unavailable if it may not be made."""
-        who, prompt = self.who, self.prompt
+        who = self.who
         if self.stopped.is_set():
             raise Unavailable("stopped before the model was asked", Outage.STOPPED)
-        if who.is_brief:
-            prompt = replace(prompt, history=prompt.brief)
-        max_tokens = self._affordable(prompt)
-        reply = who.backend.call(prompt, self.turns, max_tokens, self.stopped)
+        reply = who.backend.call(self.prompt, self.turns, self._affordable(), self.stopped)
         usage = {name: _plausible(getattr(reply.usage, name, 0)) for name in _COUNTERS}
         if not reply.stop_reason or not usage["output_tokens"]:  # broken off: an estimate
             n_written = math.ceil(reply.n_written / CHARS_A_TOKEN)
@@ -240,20 +226,18 @@ class _Talk:
         self.usd += usd
         if who.calls_path:
             write_call(who.calls_path, {
-                "when": utc_now(), "model": who.name, "prompt": prompt.text(), "turns": self.turns,
+                "when": utc_now(), "model": who.name, "prompt": self.prompt.text(), "turns": self.turns,
                 "answer": reply.text, "stop_reason": reply.stop_reason,
                 "fault": str(reply.fault or ""), "usage": usage, "usd": usd})
         return reply
 
-    def _affordable(self, prompt: Prompt) -> int:
+    def _affordable(self) -> int:
         """Output tokens that what is left of the limit pays for in the worst case."""
         price, most = self.who.price, self.who.backend.max_tokens
-        if self.who.is_brief:
-            most //= 2  # a small context holds prompt and answer
         left_usd = self.limit_usd - self.usd
         if price is None or left_usd == math.inf:
             return most
-        n_chars = len(prompt.text()) + sum(len(said) for turn in self.turns for said in turn)
+        n_chars = len(self.prompt.text()) + sum(len(said) for turn in self.turns for said in turn)
         left_usd -= math.ceil(n_chars / CHARS_A_TOKEN) * price[2] / 1e6
         paid = int(left_usd * 1e6 / max(price[1], 1e-9))
         if paid < min(MIN_TOKENS, most):

@@ -292,10 +292,8 @@ class Proposer:
     def _without_model(self, error: Unavailable) -> None:
         """The API is out: for a while, or for good, which only `auto` survives. Raises Stopped and SetupError."""
         is_alone = self.options.researcher == "llm"
-        if error.kind is Outage.STOPPED:
-            raise Stopped("stopped by you")
-        if error.kind is Outage.BUDGET:
-            raise Stopped(str(error))
+        if error.kind in (Outage.STOPPED, Outage.BUDGET):
+            raise Stopped("stopped by you" if error.kind is Outage.STOPPED else str(error))
         if error.fatal and is_alone:
             raise SetupError(str(error))
         if error.fatal:

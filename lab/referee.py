@@ -27,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import baseline, exam, machine, sandbox
+from lab import baseline, exam, machine, profiler, sandbox
 from lab.baseline import Baseline
 from lab.child import CACHE_LIMITS, Child, ContractBroken, child_of, remove, stood_still, tell
 from lab.corpus import Data
 from lab.ledger import Ending
 from lab.scoring import Scorer, bits_per_byte
-from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory
+from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory, sealed_copy
 
 START_FACTOR, START_SLACK_S = 1.5, 10.0  # start-up that is free, by the baseline's own seconds
 WITNESS_FACTOR = 3.0                     # how much longer than its trial a witness may start
@@ -208,10 +208,14 @@ def run(spec: dict) -> dict:
             notes.append("what the baseline measured is gone: the witness was asked at uniform places alone")
     if broken and broken.ending is Ending.BUSY and spec["last_try"]:  # else it would run again for ever
         broken = ContractBroken(f"{broken}, as often before", Ending.CRASHED)
+    fields = fields_of(spec, data, trial)
+    lines = facts_of(fields, trial.training, data)
+    if witnessed and probe_s and spec["split"] == "val":
+        lines += profile(spec, data, trial.training)
     remove(work / "trial")
-    return fields_of(spec, data, trial) | {
+    return fields | {
         "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": log,
-        "ending": broken.ending if broken else Ending.SCORED, "witnessed": witnessed,
+        "ending": broken.ending if broken else Ending.SCORED, "witnessed": witnessed, "profile": lines.strip(),
         "note": "; ".join(filter(None, notes))}
 
 
@@ -265,20 +269,6 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     return None, ""
 
 
-def sealed_copy(file_fd: int, n_bytes: int) -> int:
-    """The same bytes in a new file, in place of the old one.
-
-    Position, locks and holes of the old one are words that a trial could leave.
-    """
-    copy_fd = sealable_memory("copy", n_bytes)
-    with mapped(file_fd, n_bytes) as content, open(copy_fd, "wb", closefd=False) as target:
-        target.write(content)
-    os.lseek(copy_fd, 0, os.SEEK_SET)
-    seal(copy_fd)
-    os.close(file_fd)
-    return copy_fd
-
-
 def wait_for_load(child: Child, limit_s: float) -> None:
     """Wait until the witness has loaded the file. Raises ContractBroken."""
     deadline, operation = time.monotonic() + limit_s, PARAMS
@@ -295,6 +285,20 @@ def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
         (Path(spec["work"]) / "candidate.safetensors").write_bytes(content)
     if spec["is_baseline"]:
         baseline.write(Path(spec["folder"]), trial.training.start_s(), trial.losses)
+
+
+def profile(spec: dict, data: Data, training: Training) -> str:
+    """Where a step spends its time, by one more process of this train.py; its word, which is data."""
+    tell("profile", None)
+    limit_s = WITNESS_FACTOR * training.start_s() + START_SLACK_S
+    deadline, why = time.monotonic() + limit_s, f"it took longer than {limit_s:.0f} s"
+    with child_of(spec, data, sealable_memory("no file", 1), program=("-m", "lab.profiler")) as child:
+        while True:  # until it ends
+            operation, count = child.request(deadline, why)
+            if operation == PULL and count <= MAX_PULL_ROWS:
+                child.answer(0.5, np.take(data.split("train"), range(count), axis=0, mode="wrap"), deadline, why)
+    _, found, text = child.log_text().rpartition(profiler.MARK)
+    return text[:profiler.MAX_CHARS] if found else f"no profile: {child.broken}"
 
 
 def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
@@ -314,6 +318,20 @@ def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
         "params_m": training.params_m, "memory_gb": trial.child.memory_gb,
         "train_seconds": phases["train"], "total_seconds": now - training.started_at,
         "phases": {part: round(seconds, 3) for part, seconds in phases.items()}}
+
+
+def facts_of(fields: dict, training: Training, data: Data) -> str:
+    """Where time and memory went, and what is left of them: two lines for the researcher."""
+    import torch
+
+    phases, n_batches = fields["phases"], max(1, len(training.pulled_at) - 1)
+    limit_s = training.spec["limits"]["score_s"] + training.budget_s
+    on_gpu = training.spec["device"] == "cuda"
+    n_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine.memory()[1]
+    return (f"{n_batches} batches of {1000 * phases['train'] / n_batches:.1f} ms, "
+            f"{fields['memory_gb']:.2f} of {n_bytes / 1e9:.0f} GB\n"
+            f"{training.n_rows / len(data.split('train')):.2f} passes over the data; start {phases['start']:.1f} s, "
+            f"{training.free_start_s:.0f} s are free; score {phases['score']:.1f} s, {limit_s:.0f} s are allowed\n")
 
 
 def main() -> None:

@@ -206,7 +206,7 @@ def keeps(rows: Sequence[Row]) -> list[str]:
     lines = ["what each keep gave, against the incumbent at the time, on the validation split:"]
     for moment in timeline(rows):
         row, delta = moment.row, moment.delta
-        if moment.is_own and row.status is Status.KEEP and delta is not None:
+        if row.status is Status.KEEP and delta is not None:
             mark = "above the noise" if -delta >= 2 * noise else "within noise"
             lines.append(f"  {row.experiment:>5} {-delta:>+10.6f}  {mark if noise else '':15}"
                          f"  {one_line(row.description, 80)}")

@@ -94,8 +94,8 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
 
 
 def longest_s(limits: Limits, budget_s: float) -> float:
-    """Of a trial and its witness, which may take longer to start."""
-    patience_s = (1 + WITNESS_FACTOR) * sum(asdict(limits).values())
+    """Of a trial, its witness and its profile, which may take longer to start."""
+    patience_s = (1 + 2 * WITNESS_FACTOR) * sum(asdict(limits).values())
     return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
 

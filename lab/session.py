@@ -99,11 +99,9 @@ class Session:
 
     def after(self, row: Row, candidate: Candidate) -> "Session":
         """The session once this row of a candidate is written."""
-        history, before = self.history, self.experiment(row.experiment)
-        grown = Experiment(row.experiment, (*(before.rows if before else ()), row))
-        history = tuple(grown if e is before else e for e in history) if before else (*history, grown)
+        rows = (*self.rows, row)
         return replace(
-            self, rows=(*self.rows, row), history=history,
+            self, rows=rows, history=tuple(ledger.experiments(rows)),
             code=candidate.proposal.code if row.status is Status.KEEP else self.code,
             program_judged=candidate.step.program or self.program_judged)
 

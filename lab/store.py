@@ -146,12 +146,14 @@ class Store:
 
     def advance(self, commit: str) -> str:
         """Make a kept candidate the branch's head and train.py; idempotent. A note for the user."""
-        tip = self._tip()
-        if not self.here.contains(tip, commit):
+        tip, code = self._tip(), self.code_of(commit)
+        is_earlier = self.here.contains(tip, commit)
+        if not is_earlier or self.code_of(tip) != code:
             commit = self.here.git("rev-parse", "--verify", f"{commit}^{{commit}}")
-            if self.here.resolve(f"{commit}^") != tip:  # the branch moved while its trial ran
-                tree = self.here.tree(tip, {"train.py": self.here.show(f"{commit}:train.py")})
-                commit = self.here.commit(tree, [tip, commit], "Join with later commits")
+            if is_earlier or self.here.resolve(f"{commit}^") != tip:  # the branch moved while its trial ran
+                parents = [tip] if is_earlier else [tip, commit]
+                subject = f"Return to {commit[:7]}" if is_earlier else "Join with later commits"
+                commit = self.here.commit(self.here.tree(tip, {"train.py": code.encode(*TEXT)}), parents, subject)
             self.here.move(self.branch, commit, tip)
         return self._settle_tree()
 
@@ -162,8 +164,8 @@ class Store:
         tree = self.here.tree(tip, {"program.md": self._program(), "results.tsv": rows})
         if tree != self.here.resolve(f"{tip}^{{tree}}"):
             history = ledger.experiments(self.rows())
-            kept = [e.val_bpb for e in history if e.status == Status.KEEP]
-            gain = f", val_bpb {kept[0]:.6f} -> {kept[-1]:.6f}" if kept else ""
+            kept, best = [e.val_bpb for e in history if e.status == Status.KEEP], ledger.incumbent(history)
+            gain = f", val_bpb {kept[0]:.6f} -> {best.val_bpb:.6f}" if best else ""
             brought = f"{len(history)} experiments, {len(kept)} kept{gain}"
             commit = self.here.commit(tree, [tip], f"Close session {self.tag}: {brought}")
             self.here.move(self.branch, commit, tip)
@@ -266,9 +268,12 @@ class Store:
             (self.root / SPARE.format(name)).unlink(missing_ok=True)
         done += self._put_results_back(self._settle_copy())
         done += self._settle_candidates(rows)
-        for row in [row for row in rows if row.status == Status.KEEP][-1:]:
-            is_behind = self.here.contains(self.branch, row.commit)
-            if is_behind and self.code_of(row.commit) != self.code_of(self.branch):
+        kept = [row for row in rows if row.status == Status.KEEP]
+        for row in kept[-1:]:
+            known = {self.code_of(row.commit)}
+            if ledger.incumbent(ledger.experiments(rows)).own is not row:  # a return, which may not have come yet
+                known.add(self.code_of(kept[-2].commit))
+            if self.here.contains(self.branch, row.commit) and self.code_of(self.branch) not in known:
                 raise SetupError(f"train.py on autoresearch/{self.tag} is not that of experiment "
                                  f"{row.experiment}: start a new session from it with --tag NAME")
             self.advance(row.commit)

@@ -39,10 +39,10 @@ def timeline(rows: Sequence[Row]) -> list[Moment]:
             continue
         is_own = row.experiment not in values
         # With several trials in flight the parent may no longer be the incumbent that it is judged against.
-        rival = kept if is_own else None
+        rival = kept if is_own or row.status is Status.KEEP else None
         before = statistics.fmean(values[rival]) if values[rival] else None
         values.setdefault(row.experiment, []).extend([] if row.val_bpb is None else [row.val_bpb])
-        kept = row.experiment if is_own and row.status is Status.KEEP else kept
+        kept = row.experiment if row.status is Status.KEEP else kept
         after = statistics.fmean(values[kept]) if values[kept] else None
         moments.append(Moment(row, is_own, len(values) - 2, rival, before, after, len(values[kept])))
     return moments

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from lab import confirm, ledger
-from lab.ledger import Status
+from lab.ledger import Experiment, Status
 from lab.session import Again, Candidate, Session, Stopped
 
 # Experiments without a keep until the incumbent is measured once more: luck does not last.
@@ -37,11 +37,24 @@ def next_step(session: Session, in_flight: Sequence[Candidate], tuner_share: flo
     history, incumbent = confirm.ideas(session.history), session.incumbent
     if incumbent is None:
         return Turn.WAIT if in_flight else Turn.BASELINE
-    repeated = any(candidate.is_repeat for candidate in in_flight)
-    if ledger.misses(history) >= REPEAT_AFTER * len(incumbent.values("val")) and not repeated:
-        return Again(incumbent.number)
+    if not any(candidate.is_repeat for candidate in in_flight):
+        if rival := overtaken(history, incumbent):
+            return Again(rival.number)
+        if ledger.misses(history) >= REPEAT_AFTER * len(incumbent.values("val")):
+            return Again(incumbent.number)
     sources = [e.own.source for e in history[1:]] + [c.proposal.source for c in in_flight]
     return Turn.TUNER if tuner_credit(sources, tuner_share) >= 1 else Turn.MODEL
+
+
+def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experiment | None:
+    """The experiment that lies lowest below the incumbent's estimate, which repeats have raised.
+
+    It gets as many trials as the incumbent had, unless it crashes. agent.judge keeps it where its mean stays below.
+    """
+    n_trials = len(incumbent.values("val"))
+    fewer = [e for e in history if 0 < len(e.values("val")) < n_trials and e.rows[-1].val_bpb is not None]
+    below = [e for e in fewer if e.val_bpb < incumbent.val_bpb]
+    return min(below, key=lambda e: e.val_bpb, default=None)
 
 
 def tuner_credit(sources: Iterable[str], tuner_share: float) -> float:

@@ -102,6 +102,20 @@ def mapped(fd: int, n_bytes: int) -> mmap.mmap:
     return mmap.mmap(fd, n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
+def sealed_copy(file_fd: int, n_bytes: int) -> int:
+    """The same bytes in a new file, in place of the old one.
+
+    Position, locks and holes of the old one are words that a trial could leave.
+    """
+    copy_fd = sealable_memory("copy", n_bytes)
+    with mapped(file_fd, n_bytes) as content, open(copy_fd, "wb", closefd=False) as target:
+        target.write(content)
+    os.lseek(copy_fd, 0, os.SEEK_SET)
+    seal(copy_fd)
+    os.close(file_fd)
+    return copy_fd
+
+
 def logits_memory(row_logits: int) -> tuple[int, int]:
     """(descriptor, bytes) of two slots of logits, each of whole rows."""
     n_bytes = 2 * 4 * row_logits * max(1, LOGIT_SLOT_BYTES // (4 * row_logits))

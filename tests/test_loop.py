@@ -23,6 +23,8 @@ from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
 from lab.opening import row_warnings
 from lab.report import who_proposed
 from lab.session import Again, Candidate, New, Session, Stopped, candidate_of
+from lab.store import Store
+from lab.timeline import timeline
 from lab.turns import Limits, n_ideas, tuner_credit
 
 
@@ -255,6 +257,20 @@ def test_confirm_measures_fresh_seeds_on_the_test_split_alone(begun, agents, wor
     check(begun)
 
 
+def test_what_lies_below_the_incumbent_after_its_repeat_is_tried_again_and_the_branch_returns(begun, agents, words):
+    best = ledger.incumbent(ledger.experiments(rows_of(begun)))
+    store = Store.open(begun, None, "nov23")
+    store.append(replace(best.own, status=Status.REPEAT, val_bpb=9.0, seed=best.own.seed + 1))
+    store.release()
+    before = rows_of(begun)
+    code, out = agents.run(begun, *words, "tuner", "--experiments", "1")
+    assert code == 0, out
+    row = rows_of(begun)[len(before)]
+    assert row.status == "keep" and row.experiment in {known.experiment for known in before} - {best.number}, out
+    assert row.note == f"lower than #{best.number} in the mean of its trials"
+    check(begun)
+
+
 def idea(name: str, line: str = "") -> str:
     """An answer that adds a line to main() of the stand-in's train.py, which a restart of the idea finds again."""
     return edit(name, ("def main():", f"def main():\n    {line or repr(name)}"))
@@ -377,7 +393,7 @@ def experiment(number, status, *values, commit=None, source="", statuses=()):
 
 def session(*history, code=""):
     rows = tuple(row for e in history for row in e.rows)
-    return Session("t", Path("runs"), 300.0, {}, rows, tuple(history), code)
+    return Session("t", Path("runs"), 300.0, {}, rows, tuple(ledger.experiments(rows)), code)
 
 
 def trial(val_bpb, ending=Ending.SCORED, witnessed=True):
@@ -440,6 +456,36 @@ def test_the_incumbent_is_measured_again_after_eight_misses():
     assert next_step(session(*history), (candidate(0, is_repeat=True),), 1.0) is Turn.TUNER
     history[0] = experiment(0, "keep", 1.0, 1.1)
     assert next_step(session(*history), (), 1.0) is Turn.TUNER
+
+
+def test_what_lies_below_an_incumbent_that_its_repeats_raised_is_measured_again_before_anything_else():
+    history = [experiment(0, "keep", 1.0), experiment(1, "keep", 0.90), experiment(2, "discard", 0.94),
+               experiment(3, "discard", 0.92), experiment(4, "crash", None)]
+    assert next_step(session(*history), (), 0.0) is Turn.MODEL
+    history[1] = experiment(1, "keep", 0.90, 1.0)
+    now, repeat = session(*history), candidate(3, is_repeat=True)
+    assert next_step(now, (), 0.0) == Again(3)
+    assert next_step(now, (repeat,), 0.0) is Turn.MODEL
+    assert judge(now, repeat, trial(0.97))[0] is Status.KEEP, "0.945 is the mean of its trials"
+    assert judge(now, repeat, trial(0.99))[0] is Status.REPEAT
+    assert judge(now, repeat, trial(None))[0] is Status.REPEAT
+    assert judge(now, repeat, trial(0.5, witnessed=False))[0] is Status.REPEAT
+    assert judge(now, candidate(1, is_repeat=True), trial(0.5))[0] is Status.REPEAT, "it is the incumbent"
+    history[2:4] = experiment(2, "discard", 0.94, 0.99), experiment(3, "discard", 0.92, None)
+    assert next_step(session(*history), (), 0.0) is Turn.MODEL, "each is asked once for a trial of the incumbent"
+
+
+def test_an_earlier_keep_that_stays_lower_is_the_incumbent_again():
+    now = session(experiment(0, "keep", 1.0), experiment(1, "keep", 0.9, 1.3), experiment(2, "discard", 2.0))
+    assert next_step(now, (), 0.0) == Again(0)
+    verdict, note = judge(now, candidate(0, is_repeat=True), trial(1.1))
+    assert (verdict, note) == (Status.KEEP, "lower than #1 in the mean of its trials")
+    now = now.after(Row("c0", 1.1, status=verdict, experiment=0, seed=1), candidate(0, "baseline", is_repeat=True))
+    assert (now.incumbent.number, now.incumbent.val_bpb, now.code) == (0, 1.05, "baseline")
+    assert now.history == tuple(ledger.experiments(now.rows)) and now.history[0].own.seed == 0
+    last = timeline(now.rows)[-1]
+    assert (last.against, last.before, last.after, last.n_trials) == (1, 1.1, 1.05, 2)
+    assert next_step(now, (), 0.0) is Turn.MODEL
 
 
 def test_a_trial_without_its_machine_runs_again_before_anything_else_and_counts_nowhere():

@@ -106,12 +106,12 @@ def test_the_models_idea_carries_what_was_said_of_it(make):
     idea = found.propose(now, (), False)
     assert (idea.proposal.description, idea.kind, idea.area) == ("faster", "mechanism", "attention")
     found.started(Candidate(1, "c1", 100, idea))
-    (now.runs / "0000-0.json").write_text('{"phases": {"start": 3.5, "train": 300.0}}')
+    (now.runs / "0000-0.json").write_text('{"profile": "start 3.5 s\\nforward 40%"}')
     (now.runs / "0000-0.log").write_text("loss 1.0")
     asked = Memory(now.runs).situation(now, (), PROGRAM)
     assert asked.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "reasoning": "because"}}
     assert asked.notes == "look at the rate" and asked.logs == {0: "loss 1.0"}
-    assert asked.profile == "the incumbent's trial: start 3.5 s, train 300.0 s"
+    assert asked.profiles == {0: "start 3.5 s\nforward 40%"}
 
 
 def test_the_tuner_has_its_turn_whatever_the_model_says(make):

@@ -126,6 +126,20 @@ def test_keeps_advance_the_branch_and_discards_stay_readable(root: Path) -> None
         assert git(root, "log", "-1", "--format=%B") == "experiment 2\n\nbecause"
 
 
+def test_a_keep_of_an_earlier_train_py_returns_to_it_by_a_commit_of_its_own(root: Path) -> None:
+    with open_session(root) as store:
+        first, second = experiment(store, True), experiment(store, True)
+        store.append(Row(first[:10], 0.9, status=Status.KEEP, experiment=0, seed=1))
+    with open_session(root) as store:  # it died before it had advanced
+        assert git(root, "rev-parse", "HEAD^") == second and (root / "train.py").read_text() == START
+        invariants.check(root)
+        head = git(root, "rev-parse", "HEAD")
+        store.advance(first)
+        assert store.recover() == [] and git(root, "rev-parse", "HEAD") == head, "once is enough"
+        experiment(store, True)
+        invariants.check(root)
+
+
 def test_a_candidate_changes_neither_head_nor_work_tree_nor_index(root: Path) -> None:
     with open_session(root) as store:
         experiment(store, True)

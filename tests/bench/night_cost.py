@@ -19,9 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from model_server import ModelServer, answer  # noqa: E402
 
+from lab.edits import AREAS, KINDS  # noqa: E402
 from lab.ledger import Row, Status  # noqa: E402
 from lab.model import PRICES, Researcher, cost_usd  # noqa: E402
-from lab.prompt import Prompt, Situation, build_prompt  # noqa: E402
+from lab.prompt import Prompt, Situation, build_prompt, mend_prompt  # noqa: E402
 
 SECONDS, KEPT, REPAIRED = 320, 0.18, 0.04
 IDEAS = ("raise the matrix learning rate from 0.04 to 0.05", "window of the short layers from T/8 to T/6",
@@ -39,10 +40,11 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float, Prompt]:
     """Play the night: every call's usage, what the researcher says it cost, and the last prompt."""
     rng, clock, code = random.Random(0), [0.0], (ROOT / "train.py").read_text()
     program = (ROOT / "program.md").read_text()
-    spent_usd = 0.0
+    spent_usd, ideas = 0.0, {}
     rows = [Row("c0", 0.9660, status=Status.KEEP, description="baseline", source="baseline", when="00000")]
     best, best_at = 0.9660, "c0"
-    log = "\n".join(f"step {i:05d} | loss {4 - i / 400:.4f} | 1234567 tokens/s" for i in range(0, 1000, 7))
+    log = "\n".join(f"step {i} | {i // 10}% | loss {4 - i / 400:.4f} | 1234567 tok/s" for i in range(0, 1000, 7))
+    facts = "start 21.3 s (41 s are free), 1987 batches of 151.1 ms, score 8.1 s (480 s allowed), 43.91 of 140 GB"
 
     def reply(request: dict) -> object:
         lines = [line for line in code.split("\n") if code.split("\n").count(line) == 1 and line.strip()]
@@ -55,7 +57,9 @@ def night(experiments: int, thinking: int) -> tuple[list[dict], float, Prompt]:
         researcher = Researcher("claude-opus-5-5")
         for number in range(1, experiments + 1):
             prompt = build_prompt(Situation(program, {"budget": "300 s", "device": "one GPU"}, code, rows,
-                                            logs={row.experiment: log for row in rows[-3:]}, sigma=0.0004))
+                                            logs={row.experiment: log for row in rows[-4:]}, sigma=0.0004,
+                                            profiles={row.experiment: facts for row in rows[-4:]}, ideas=ideas))
+            ideas[number] = {"kind": KINDS[number % 4], "area": AREAS[number % 15], "reasoning": "more steps " * 20}
             proposal = researcher.propose(prompt, ()).proposal
             spent_usd += proposal.usd
             gain = rng.random() < KEPT
@@ -78,9 +82,10 @@ def main() -> None:
     total = {name: sum(usage[name] for usage in usages) for name in usages[0]}
     inputs = sum(total.values()) - total["output_tokens"]
     print(f"{options.experiments} experiments, {len(usages)} calls, {inputs / len(usages):,.0f} input tokens a call")
-    n_chars = len(prompt.text())
-    print(f"  the last prompt: {n_chars:,d} characters, {n_chars / 3.5:,.0f} to {n_chars / 2.5:,.0f} tokens; without "
-          f"program.md and train.py {n_chars - len(prompt.fixed[0]) - len(prompt.fixed[2]):,d} characters")
+    mend = mend_prompt(prompt, prompt.code + "broken = 1\n", "Traceback: boom\n" * 999)
+    for name, n_chars in (("last prompt", len(prompt.text())), ("mend of a crash", len(mend.text()))):
+        print(f"  the {name}: {n_chars:,d} characters, {n_chars / 3.5:,.0f} to {n_chars / 2.5:,.0f} tokens; without "
+              f"program.md and train.py {n_chars - len(prompt.fixed[0]) - len(prompt.fixed[2]):,d} characters")
     for name in ("cache_read_input_tokens", "cache_creation_input_tokens", "input_tokens"):
         print(f"  {name:28s} {total[name]:10,d}  {total[name] / inputs:6.1%} of the input")
     print(f"  {'output_tokens':28s} {total['output_tokens']:10,d}")
