@@ -12,7 +12,6 @@ It never asks a question. Kill it at any moment: the same command continues, and
 import argparse
 import math
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,14 +23,14 @@ from lab.commandline import parse
 from lab.corpus import Data
 from lab.display import Display
 from lab.fleet import open_fleet
-from lab.ledger import Ending, Experiment, Proposal, SetupError, Status, Trial
+from lab.ledger import Ending, Proposal, SetupError, Status, Trial
 from lab.model import Researcher
 from lab.notify import notify
 from lab.proposer import Proposer
 from lab.runner import Slot
 from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
-from lab.turns import Limits, Turn, next_step
+from lab.turns import Limits, Turn, judge_repeat, next_step
 
 ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
@@ -60,21 +59,12 @@ def keep_below(session: Session, code: str) -> tuple[float, str]:
     return incumbent.val_bpb, ""
 
 
-def judge_again(session: Session, experiment: Experiment, trial: Trial) -> tuple[Status, str]:
-    """A repeat brings back a train.py whose mean is now below the incumbent's estimate."""
-    incumbent, values = session.incumbent, [*experiment.values("val"), trial.val_bpb]
-    is_rival = trial.split == "val" and experiment.number != incumbent.number
-    if is_rival and trial.witnessed and not trial.crashed and statistics.fmean(values) < incumbent.val_bpb:
-        return Status.KEEP, f"lower than #{incumbent.number} in the mean of its trials"
-    return Status.REPEAT, ledger.pinned(experiment, trial)
-
-
 def judge(session: Session, candidate: Candidate, trial: Trial) -> tuple[Status, str]:
     """(verdict, note): what is lower than the incumbent's estimate is kept, if a witness has confirmed it."""
     if trial.ending == Ending.BUSY:
         return Status.BUSY, ""
     if candidate.is_repeat:
-        return judge_again(session, session.experiment(candidate.number), trial)
+        return judge_repeat(session, session.experiment(candidate.number), trial)
     if trial.crashed:
         return Status.CRASH, ""
     below, why = keep_below(session, candidate.proposal.code)

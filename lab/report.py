@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from lab import confirm, display, ledger, memory, picture, runner, terminal
 from lab.ledger import Experiment, Row, SetupError, Status, one_line
+from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
@@ -55,13 +56,19 @@ def rows_of(root: Path, tag: str) -> list[Row]:
 
 
 def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
-    """The last line of a run: "tried 12, model 9, tuner 3, repaired 2, answers not usable 1, $0.41"."""
+    """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41"."""
     own = [row for row in rows if row.status in (Status.KEEP, Status.DISCARD, Status.CRASH)
            and row.split == "val" and row.source != "baseline"]
-    n_repaired = sum("repaired" in row.note or "mended" in row.note for row in own)
     counts = Counter(row.source for row in own)
-    counts |= {"repaired": n_repaired, "answers not usable": n_unusable}
-    return words({"tried": len(own)} | {name: n for name, n in counts.items() if n}) + f", ${usd:.2f}"
+    models = [row for row in own if row.source not in ("tuner", COMBINED)]
+    n_repaired = sum("repaired" in row.note or "mended" in row.note for row in models)
+    names = sorted({row.source for row in models})
+    parts = [f"{names[0] if len(names) == 1 else 'models'} {len(models)}"
+             + (f" ({n_repaired} repaired)" if n_repaired else "")] if models else []
+    parts += [f"{name} {counts[name]}" for name in ("tuner", COMBINED) if counts[name]]
+    answers = f"{n_unusable} answer{'s' * (n_unusable != 1)} not usable" if n_unusable else ""
+    count = f"{len(own)} experiment{'s' * (len(own) != 1)}"
+    return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
 
 
 def ends(rows: Sequence[Row]) -> dict[str, Experiment | None]:

@@ -147,7 +147,7 @@ def by_hand(path: Path) -> int:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
     for name, value in asdict(trial).items():
-        if name not in ("log", "phases"):
+        if name not in ("log", "phases", "profile"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
 

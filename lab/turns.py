@@ -6,6 +6,7 @@ Nothing is started or stopped here: agent.py does.
 
 import argparse
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from lab import confirm, ledger
-from lab.ledger import Experiment, Status
+from lab.ledger import Experiment, Status, Trial
 from lab.session import Again, Candidate, Session, Stopped
 
 # Experiments without a keep until the incumbent is measured once more: luck does not last.
@@ -55,6 +56,15 @@ def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experimen
     fewer = [e for e in history if 0 < len(e.values("val")) < n_trials and e.rows[-1].val_bpb is not None]
     below = [e for e in fewer if e.val_bpb < incumbent.val_bpb]
     return min(below, key=lambda e: e.val_bpb, default=None)
+
+
+def judge_repeat(session: Session, experiment: Experiment, trial: Trial) -> tuple[Status, str]:
+    """A repeat brings back a train.py whose mean is now below the incumbent's estimate."""
+    incumbent, values = session.incumbent, [*experiment.values("val"), trial.val_bpb]
+    is_rival = trial.split == "val" and experiment.number != incumbent.number
+    if is_rival and trial.witnessed and not trial.crashed and statistics.fmean(values) < incumbent.val_bpb:
+        return Status.KEEP, f"lower than #{incumbent.number} in the mean of its trials"
+    return Status.REPEAT, ledger.pinned(experiment, trial)
 
 
 def tuner_credit(sources: Iterable[str], tuner_share: float) -> float:

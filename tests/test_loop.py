@@ -566,8 +566,9 @@ def test_the_last_line_says_who_proposed_what():
 
     rows = [row(0, "baseline", status="keep"), row(1, "opus", "repaired once"), row(2, "tuner"), row(3, "opus"),
             row(3, "opus", status="repeat"), row(4, "opus", status="busy")]
-    assert who_proposed(rows, 1, 0.4149) == "tried 3, opus 2, tuner 1, repaired 1, answers not usable 1, $0.41"
-    assert who_proposed(rows[:1], 0, 0.0) == "tried 0, $0.00"
+    assert who_proposed(rows, 1, 0.4149) == (
+        "3 experiments: opus 2 (1 repaired), tuner 1; 1 answer not usable; $0.41")
+    assert who_proposed(rows[:1], 0, 0.0) == "0 experiments; $0.00"
 
 
 def test_the_stand_in_is_what_the_edits_refer_to():
