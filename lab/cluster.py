@@ -198,4 +198,5 @@ class Cluster:
 def on(slot: Slot, function: Callable):
     """A Ray task on one GPU of the slot's host, whose worker is used once."""
     place = NodeAffinitySchedulingStrategy(slot.host, soft=False)
-    return ray.remote(function).options(num_gpus=1, num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=place)
+    once = ray.remote(num_gpus=1, num_cpus=0, max_retries=0, max_calls=1)(function)
+    return once.options(scheduling_strategy=place)
