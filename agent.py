@@ -21,7 +21,7 @@ from pathlib import Path
 from lab import confirm, edits, ledger, opening, report, runner, sandbox, terminal
 from lab.commandline import parse
 from lab.corpus import Data
-from lab.display import Display
+from lab.display import Display, progress_bar
 from lab.fleet import open_fleet
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial
 from lab.model import Researcher
@@ -259,7 +259,8 @@ class Loop:
 def work(options: argparse.Namespace) -> int:
     """`research` and `confirm`: open the session, do it, leave the branch closed."""
     with Display("autoresearch") as display:
-        store, session, data, researcher = opening.open_session(ROOT, options, display.say)
+        with progress_bar() as doing:
+            store, session, data, researcher = opening.open_session(ROOT, options, display.say, doing)
         loop = Loop(options, store, session, data, display, researcher)
         display.title = f"autoresearch/{store.tag}"
         faults = []  # after this point they are no refused starts

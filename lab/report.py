@@ -28,15 +28,15 @@ WHOLE = -1                   # key of the diff from the baseline to the incumben
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
-    """Write progress.png and report.html from the rows alone, also while the loop runs, and print the text."""
+    """Print the text and write progress.png and report.html, from the rows alone, also while the loop runs."""
     tag = options.tag or terminal.current_tag()
     rows, runs, program = rows_of(root, tag), root / "runs" / tag, root / "program.md"
     text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
-    write(root, rows, text, diffs_of(root, tag), runs)
     if options.json:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
+    write(root, rows, text, diffs_of(root, tag), runs)  # takes seconds
     return 0
 
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import model_server
 import pytest
 from fakes import BETTER, BROKEN, TRAIN, WORSE, edit, environment, git, make_checkout, run_agent, start_agent
 from invariants import check
@@ -137,6 +138,8 @@ def test_every_refused_start_is_one_line_and_changes_nothing(checkout, data, tmp
     with ModelServer(["hello"], key="right") as server:
         out = refused(checkout, *data, ANTHROPIC_BASE_URL=server.url, ANTHROPIC_API_KEY="sk-wrong-key")
     assert "sk-wrong-key" not in out
+    with ModelServer(["hello"], models=None, proof=model_server.status(404)) as server:
+        assert "check --model" in refused(checkout, "--data", "climbmix", ANTHROPIC_BASE_URL=server.url)
     (checkout / "prepare.py").write_text((checkout / "prepare.py").read_text() + "\n")
     assert "uncommitted" in refused(checkout, *data)
     git(checkout, "checkout", "prepare.py")
@@ -147,7 +150,8 @@ def test_every_refused_start_is_one_line_and_changes_nothing(checkout, data, tmp
     git(checkout, "checkout", "program.md")
     (checkout / "train.py").write_text("def (:\n")
     git(checkout, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
-    assert "train.py" in refused(checkout, *data)
+    assert refused(checkout, *data) == ("agent.py: train.py cannot be the baseline: invalid syntax (train.py, line 1); "
+                                        "mend it and commit\n")
 
 
 def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_the_data(checkout, data):
@@ -214,6 +218,9 @@ def cwd_of(pid: str) -> str:
 
 
 def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path):
+    command = [sys.executable, "train.py", "--help"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "AUTORESEARCH_BUDGET" in done.stdout
     done = subprocess.run([sys.executable, "train.py"], cwd=checkout, capture_output=True, text=True, timeout=120,
                           env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="1"))
     assert done.returncode == 0, done.stderr

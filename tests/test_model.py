@@ -506,6 +506,11 @@ def test_no_process_of_a_command_outlives_its_deadline(tmp_path):
     assert not (tmp_path / "late").exists()
 
 
+def test_a_command_that_fails_its_first_small_call_is_refused_at_the_start(tmp_path):
+    with pytest.raises(SetupError, match="no such model"):
+        command(tmp_path, "echo no such model >&2; exit 1").check()
+
+
 @pytest.mark.parametrize("text", ["no-such-program-here --x", "'unbalanced", "   "])
 def test_a_command_that_does_not_exist_is_refused_at_the_start(text):
     with pytest.raises(SetupError, match="--researcher-command"):

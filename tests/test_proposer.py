@@ -65,6 +65,14 @@ class Researcher:
             raise step
         return step
 
+    def write(self, prompt: object, skipped: threading.Event, limit_s: float, limit_usd: float) -> tuple[str, float]:
+        self.limits_usd.append(limit_usd)
+        if not self.script:
+            skipped.wait(limit_s)
+            raise Unavailable("stopped", Outage.STOPPED)
+        self.asked = prompt
+        return self.script.pop(0)
+
     def repair(self, prompt: object, code: str, log: str, *rest: object) -> Draft:
         self.repaired = prompt.code, code, log
         return self.propose(prompt, *rest)
