@@ -3,7 +3,7 @@
     python agent.py            research until stopped
     python agent.py report     what the rows say, as text, progress.png and report.html
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
-                               (--each: also what every kept change is worth in the final train.py)
+                               (--each: what every kept change is worth; --longer 3: at three times the budget)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
 `python agent.py WORD --help` lists the options of a word.
@@ -221,9 +221,9 @@ class Loop:
 
     def confirmed(self, session: Session) -> Session:
         """Measure fresh seeds on the test split, with --each every removal too, and say what came of it."""
-        choose, lines = confirm.plan(session, self.options.each, self.store.code)
+        choose, lines = confirm.plan(session, self.options.each, bool(self.options.longer), self.store.code)
         session, _ = self.work(session, choose)
-        lines += report.left_out(session.rows) if self.options.each else []
+        lines += report.left_out(session.rows) if self.options.each else report.longer(session.rows)
         for line in (report.headline(session.rows), *lines):
             self.display.say(line)
         return session

@@ -52,6 +52,8 @@ def open_session(root: Path, options: argparse.Namespace, say: Say,
             raise SetupError(f"session {store.tag} was measured on data {rows[0].data}, not {data.hash[:8]} "
                              f"({data.name}): name the same --data, or start another session with "
                              f"--tag {store.tag}-2")
+        if options.longer:
+            check_longer(options.longer, rows, data)
         done = [*store.begin(), *store.recover()]
     except SetupError:
         store.release()
@@ -94,11 +96,24 @@ def check_train(code: str) -> None:
 
 def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
     """Take the budget from the session's rows where none was given. Raises SetupError where they have another."""
-    budget_s = rows[0].budget if rows else options.budget or DEFAULT_BUDGET_S
-    if options.budget not in (None, budget_s):
+    asked_s = float(f"{options.budget or DEFAULT_BUDGET_S:g}")  # as a row will say it
+    budget_s = rows[0].budget if rows else asked_s
+    if options.budget and asked_s != budget_s:
         raise SetupError(f"session {tag} has a budget of {budget_s:g} s, not {options.budget:g}; numbers would not "
                          f"compare: start another with --tag {tag}-{options.budget:g}s")
-    options.budget = budget_s
+    options.budget = float(f"{budget_s * (options.longer or 1):g}")
+
+
+def check_longer(times: float, rows: Sequence[Row], data: Data) -> None:
+    """Raise SetupError where there is no gain to train longer, or such a trial would learn its data by heart."""
+    history = ledger.experiments(rows)
+    ends = history[0], ledger.incumbent(history)
+    if ends[0] is ends[1]:
+        raise SetupError("no experiment was kept, so there is no gain that --longer could measure")
+    n_passes = times * 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens
+    if n_passes > 2:
+        raise SetupError(f"--longer {times:g} would train {n_passes:.1f} times over the same data; past 2, models of "
+                         f"this kind learn it by heart: at most --longer {1.9 * times / n_passes:.1f}")
 
 
 def settle_places(options: argparse.Namespace) -> None:

@@ -266,7 +266,7 @@ def _ask(now: Situation, past: Sequence[Entry]) -> str:
     last = timeline(now.rows)[-1:]
     if last and last[0].after is not None:
         parts.append(f"The incumbent's estimate is {last[0].after:.6f}, from {last[0].n_trials} trials.")
-    n_repeats = sum(row.status is Status.REPEAT for row in now.rows)
+    n_repeats = sum(row.status is Status.REPEAT and row.budget == now.rows[0].budget for row in now.rows)
     noise = "not measured yet" if now.sigma is None else f"sigma {now.sigma:.6f}, from {n_repeats} repeats"
     parts.append(f"Noise of val_bpb between seeds: {noise}.")
     parts.append(PROPOSE if now.misses < PLATEAU else STUCK.format(

@@ -181,7 +181,7 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
     for name, value in as_json(rows, runs).items():
         if value and name not in ("headline", "confirmed", "rows"):
             lines.append(f"{name + ':':12} {words(value)}")
-    return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows)]).rstrip()
+    return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows), *longer(rows)]).rstrip()
 
 
 def slot_shares(rows: Sequence[Row], runs: Path | None) -> dict[str, str]:
@@ -235,6 +235,27 @@ def left_out(rows: Sequence[Row]) -> list[str]:
     return [*lines, advice] if ranking else []
 
 
+def longer(rows: Sequence[Row]) -> list[str]:
+    """Whether order and size of the gain stay where both are trained longer: a line a budget."""
+    baseline, best = ends(rows).values()
+    if baseline is best:
+        return []
+    noise, own_s, lines = ledger.sigma(ledger.experiments(rows)) or math.nan, best.own.budget, []
+    before = (confirmed(rows) or [(baseline.val_bpb or math.nan) - best.val_bpb])[0]
+    for budget_s in sorted({row.budget for row in best.rows} - {own_s}):
+        sides = [e.values("test", budget_s) for e in (baseline, best)]
+        if not all(sides):
+            return [f"At {budget_s:g} s one of the two has no number."]
+        n, gain = min(map(len, sides)), statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+        error = noise * math.sqrt(2 / n)
+        order = "the order stays" if gain * before > 0 else "the order turns"
+        order = "within the noise of so few seeds" if abs(gain) < 2 * error else order
+        lines.append(f"At {budget_s / own_s:g} times the budget ({n} seed{'s' * (n > 1)} each, test split) the gain is "
+                     f"{gain:.6f} ± {error:.6f}, {gain / (before or math.nan):.0%} of the {before:.6f} at "
+                     f"{own_s:g} s: {order}.".replace(" ± nan", ""))
+    return lines
+
+
 def diffs_of(root: Path, tag: str) -> dict[int, str]:
     """Why and how each experiment changed train.py, by number, and all that was kept under WHOLE."""
     refs, diffs = f"refs/autoresearch/{tag}", {}
@@ -275,5 +296,5 @@ def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
         title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
-        keeps=keeps(rows), left_out=left_out(rows), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), diffs=diffs, whole=diffs.get(WHOLE, ""),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

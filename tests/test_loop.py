@@ -278,6 +278,20 @@ def test_what_lies_below_the_incumbent_after_its_repeat_is_tried_again_and_the_b
     check(begun)
 
 
+def test_longer_trains_both_ends_under_its_own_budget(begun, agents, words):
+    before = rows_of(begun)
+    kept = [row.experiment for row in before if row.status == "keep"]
+    for n in (1, 2):
+        code, out = agents.run(begun, "confirm", "--longer", "3", *words[:-1])
+        assert code == 0 and f"At 3 times the budget ({n} seed" in out, out
+    own_s, new = before[0].budget, rows_of(begun)[len(before):]
+    assert [(row.experiment, row.status, row.split, row.budget) for row in new] == [
+        (number, "repeat", "test", 3 * own_s) for number in (0, kept[-1], 0, kept[-1])]
+    check(begun)
+    code, out = agents.run(begun, *words, "tuner", "--experiments", "1")
+    assert code == 0 and rows_of(begun)[-1].budget == own_s, out
+
+
 def idea(name: str, line: str = "") -> str:
     """An answer that adds a line to main() of the stand-in's train.py, which a restart of the idea finds again."""
     return edit(name, ("def main():", f"def main():\n    {line or repr(name)}"))
@@ -359,8 +373,8 @@ def night_of(hours=None, word="research", **more):
 
 
 def slow_session(total_s):
-    rows = tuple(Row(f"c{n}", 1.0, status=Status("keep" if n == 0 else "discard"), experiment=n, total_seconds=total_s)
-                 for n in range(3))
+    rows = tuple(Row(f"c{n}", 1.0, status=Status("keep" if n == 0 else "discard"), experiment=n, total_seconds=total_s,
+                     budget=300.0) for n in range(3))
     return Session("t", Path("runs"), 300.0, {}, rows, tuple(ledger.experiments(rows)))
 
 
@@ -394,8 +408,8 @@ def test_experiments_count_what_is_in_flight_but_no_repeat():
 def experiment(number, status, *values, commit=None, source="", statuses=()):
     commit = commit or f"c{number}"
     statuses = (status, *statuses, *["repeat"] * len(values))
-    return Experiment(number, tuple(Row(commit, value, status=Status(statuses[i]), experiment=number, source=source)
-                                    for i, value in enumerate(values)))
+    return Experiment(number, tuple(Row(commit, value, status=Status(statuses[i]), experiment=number, source=source,
+                                        budget=300.0) for i, value in enumerate(values)))
 
 
 def session(*history, code=""):
@@ -528,7 +542,7 @@ def test_the_session_after_a_row_is_the_one_that_a_restart_reads():
     now = session(experiment(0, "keep", 1.0))
     steps = [(1, "busy", 0.9, False), (1, "keep", 0.8, False), (0, "repeat", 1.1, True), (2, "crash", None, False)]
     for number, status, value, is_repeat in steps:
-        row = Row(f"c{number}", value, status=Status(status), experiment=number)
+        row = Row(f"c{number}", value, status=Status(status), experiment=number, budget=300.0)
         now = now.after(row, candidate(number, code=f"code {number}", is_repeat=is_repeat))
         assert now.history == tuple(ledger.experiments(now.rows))
     assert now.code == "code 1" and len(now.rows) == 5

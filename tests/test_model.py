@@ -398,6 +398,29 @@ def test_check_refuses_a_rejected_key_and_an_unknown_model(connect, monkeypatch)
         Researcher(MODEL).check()
 
 
+def test_check_proves_model_and_credit_by_one_small_call_that_is_priced(connect, tmp_path):
+    server, who = connect(GOOD, calls_path=tmp_path / "calls.jsonl")
+    who.check()
+    (call,) = read_calls(tmp_path / "calls.jsonl")
+    assert (server.n_proofs, len(server.requests)) == (1, 0) and 0 < call["usd"] < 0.005
+    for step, says in ((status(404), "check --model"), (status(402), "add credit"), (status(400), "--effort")):
+        _, who = connect(GOOD, options={"models": None, "proof": step})  # a server that does not list its models
+        with pytest.raises(SetupError, match=says):
+            who.check()
+    for step in (refusal(), ended("max_tokens", "well")):
+        connect(GOOD, options={"proof": step})[1].check()  # an answer, if an odd one
+    with pytest.raises(Unavailable, match="529"):
+        connect(GOOD, options={"proof": status(529)})[1].check()
+
+
+def test_check_waits_no_longer_than_it_says(connect, monkeypatch):
+    monkeypatch.setattr(model, "CHECK_S", 0.3)
+    _, who = connect(GOOD, options={"proof": answer("yes", wait_s=20)}, limits=Limits())
+    with pytest.raises(Unavailable, match="longer than 0.3 s for one word") as caught:
+        who.check()
+    assert not caught.value.fatal
+
+
 def test_a_local_server_needs_no_key_no_model_list_and_gets_a_minimal_request(connect, monkeypatch):
     server, _ = connect(GOOD, options={"models": None}, model="qwen3-coder")
     monkeypatch.delenv("ANTHROPIC_API_KEY")
