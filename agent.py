@@ -214,7 +214,10 @@ class Loop:
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
             session = self.confirmed(session)
-        say(f"stopped: {why}")
+        self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
+        self.proposer.close()
+        for line in (*self.proposer.lessons(session, self.stop.now), f"stopped: {why}"):
+            say(line)
         say(report.who_proposed(session.rows[len(self.first.rows):], self.proposer.n_unusable,
                                 self.proposer.spent_usd()))
         self.tell("stop", session, why=why)
@@ -245,6 +248,7 @@ class Loop:
         self.stop.now.set()
         self.fleet.close()
         self.proposer.close()
+        self.display.show_researcher("drawing the last report")
         if self.reporting:
             self.reporting.wait()
         try:

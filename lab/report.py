@@ -181,7 +181,8 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
     for name, value in as_json(rows, runs).items():
         if value and name not in ("headline", "confirmed", "rows"):
             lines.append(f"{name + ':':12} {words(value)}")
-    return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows), *longer(rows)]).rstrip()
+    parts = keeps(rows), [*left_out(rows), *longer(rows)], memory.read_lessons(runs)
+    return "\n".join([*lines, *("\n".join(["", *part]) for part in parts if part)]).rstrip()
 
 
 def slot_shares(rows: Sequence[Row], runs: Path | None) -> dict[str, str]:
@@ -296,5 +297,6 @@ def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
         title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
-        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows),
+        lessons=memory.read_lessons(runs), diffs=diffs, whole=diffs.get(WHOLE, ""),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)
