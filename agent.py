@@ -3,7 +3,7 @@
     python agent.py            research until stopped
     python agent.py report     what the rows say, as text, progress.png and report.html
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
-                               (--each: also what every kept change is worth in the final train.py)
+                               (--each: what every kept change is worth; --longer 3: at three times the budget)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
 `python agent.py WORD --help` lists the options of a word.
@@ -21,7 +21,7 @@ from pathlib import Path
 from lab import confirm, edits, ledger, opening, report, runner, sandbox, terminal
 from lab.commandline import parse
 from lab.corpus import Data
-from lab.display import Display
+from lab.display import Display, progress_bar
 from lab.fleet import open_fleet
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial
 from lab.model import Researcher
@@ -214,16 +214,19 @@ class Loop:
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
             session = self.confirmed(session)
-        say(f"stopped: {why}")
+        self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
+        self.proposer.close()
+        for line in (*self.proposer.lessons(session, self.stop.now), f"stopped: {why}"):
+            say(line)
         say(report.who_proposed(session.rows[len(self.first.rows):], self.proposer.n_unusable,
                                 self.proposer.spent_usd()))
         self.tell("stop", session, why=why)
 
     def confirmed(self, session: Session) -> Session:
         """Measure fresh seeds on the test split, with --each every removal too, and say what came of it."""
-        choose, lines = confirm.plan(session, self.options.each, self.store.code)
+        choose, lines = confirm.plan(session, self.options.each, bool(self.options.longer), self.store.code)
         session, _ = self.work(session, choose)
-        lines += report.left_out(session.rows) if self.options.each else []
+        lines += report.left_out(session.rows) if self.options.each else report.longer(session.rows)
         for line in (report.headline(session.rows), *lines):
             self.display.say(line)
         return session
@@ -245,6 +248,7 @@ class Loop:
         self.stop.now.set()
         self.fleet.close()
         self.proposer.close()
+        self.display.show_researcher("drawing the last report")
         if self.reporting:
             self.reporting.wait()
         try:
@@ -259,7 +263,8 @@ class Loop:
 def work(options: argparse.Namespace) -> int:
     """`research` and `confirm`: open the session, do it, leave the branch closed."""
     with Display("autoresearch") as display:
-        store, session, data, researcher = opening.open_session(ROOT, options, display.say)
+        with progress_bar() as doing:
+            store, session, data, researcher = opening.open_session(ROOT, options, display.say, doing)
         loop = Loop(options, store, session, data, display, researcher)
         display.title = f"autoresearch/{store.tag}"
         faults = []  # after this point they are no refused starts

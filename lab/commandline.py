@@ -18,8 +18,8 @@ MAX_SLOTS = 1024
 TUNER_SHARE = 0.3  # of the turns, beside a model; tests/bench/bench_tuner.py
 # What `report` and `confirm` never ask for has these values.
 UNASKED = {"experiments": None, "hours": None, "max_usd": None, "budget": None, "data": None, "shards": None,
-           "researcher": "tuner", "tag": None, "each": False, "quiet": False, "json": False, "notify": None,
-           "gpus": 1, "slots": 1, "ray": None}
+           "researcher": "tuner", "tag": None, "each": False, "longer": None, "quiet": False, "json": False,
+           "notify": None, "gpus": 1, "slots": 1, "ray": None}
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,8 +123,11 @@ def add_report(parser: Parser) -> None:
 
 
 def add_confirm(parser: Parser) -> None:
-    parser.add_argument("--each", action="store_true",
-                        help="also every kept change, taken out of the final train.py alone")
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--each", action="store_true",
+                      help="also every kept change, taken out of the final train.py alone")
+    more.add_argument("--longer", type=within(1.01, inf, "a number above 1"), metavar="N",
+                      help="instead both at N times the budget, one seed each: do order and size of the gain stay?")
 
 
 def add_shared(parser: Parser) -> None:

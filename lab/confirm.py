@@ -2,7 +2,8 @@
 
 Promises: baseline and incumbent get fresh seeds on the test split, which chose nothing. A removal is a
 clean three-way merge or none. Its rows have source LEFT_OUT and split test and are never kept, so that
-the search does not see them. What to measure next follows from the rows alone; agent.py measures it.
+the search does not see them. Rows of a longer budget count in no estimate. What to measure next follows
+from the rows alone; agent.py measures it.
 """
 
 import math
@@ -25,13 +26,15 @@ _NAMED = re.compile(r"without #(\d+): ")
 Choose = Callable[[Session, Sequence[Candidate]], Again | New | None]
 
 
-def plan(session: Session, each: bool, code: Callable[[int], str]) -> tuple[Choose, list[str]]:
+def plan(session: Session, each: bool, is_longer: bool, code: Callable[[int], str]) -> tuple[Choose, list[str]]:
     """(what to measure next: fresh seeds, with `each` every removal too; a line for each that cannot be).
 
-    code: reads an experiment's train.py.
+    is_longer: one seed more of each, under the session's longer budget. code: reads an experiment's train.py.
     """
     known = Counter() if each else test_trials(session)
     goal = {e.number: SEEDS + known[e.number] for e in (session.history[0], session.incumbent)}
+    if is_longer:
+        goal = dict.fromkeys(goal, 1 + min(known[number] for number in goal))
     removals, lines = taken_out(session, code) if each else ({}, [])
     return partial(next_step, goal=goal, removals=removals), lines
 
@@ -81,9 +84,9 @@ def next_step(session: Session, in_flight: Sequence[Candidate], goal: Mapping[in
 
 
 def test_trials(session: Session) -> Counter[int]:
-    """Trials on the test split, crashes included, by experiment."""
-    return Counter(row.experiment for row in session.rows
-                   if row.split == "test" and row.status is not Status.BUSY)
+    """Trials on the test split under the budget of now, crashes included, by experiment."""
+    return Counter(row.experiment for row in session.rows if row.status is not Status.BUSY
+                   and (row.split, row.budget) == ("test", session.budget_s))
 
 
 def ideas(history: Sequence[Experiment]) -> list[Experiment]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from rich import get_console
@@ -64,7 +64,7 @@ class Display:
         self.standing = "nothing is measured yet"   # the incumbent in words, made once a row
         self.running: dict[int, Running] = {}       # by slot
         self.rival: Curve = {}                      # the incumbent's
-        self.researcher, self.limits = "", ""
+        self.researcher, self.limits, self.since = "", "", 0.0
         self.began, self.ended, self.usd = time.monotonic(), 0, 0.0
 
     def __enter__(self) -> "Display":
@@ -95,7 +95,7 @@ class Display:
         self.limits = one_line(text, 200)
 
     def show_researcher(self, text: str) -> None:
-        self.researcher = one_line(text, 200)
+        self.researcher, self.since = one_line(text, 200), time.monotonic()
 
     def trial_started(self, slot: int, number: int, description: str, source: str, budget_s: float) -> None:
         what = f"#{number} {one_line(description, 200)} ({one_line(source, 60)})"
@@ -170,7 +170,8 @@ class Display:
         elapsed_s = time.monotonic() - self.began
         rate = f"{3600 * self.ended / elapsed_s:.1f} trials an hour" if self.ended else ""
         pace = lines([rate, f"${self.usd:.2f} spent", self.limits], width, "dim")
-        return [*frame, *lines([self.researcher], width, "dim"), *pace, *recent(self.history, width)]
+        asked = f"{self.researcher} {time.monotonic() - self.since:.0f} s" if self.researcher else ""
+        return [*frame, *lines([asked], width, "dim"), *pace, *recent(self.history, width)]
 
 
 def can_draw() -> bool:
@@ -245,14 +246,10 @@ class Phase:
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A report(phase, done, total) that shows on stdout: redrawn, or a line every 3 s."""
     phase, ended = Phase(not can_draw()), threading.Event()
-    if not phase.plain:
-        with Live(get_renderable=lambda: Text(phase.text()), transient=True):
-            yield phase.report
-        return
-    thread = threading.Thread(target=phase.repeat, args=[ended], daemon=True)
-    thread.start()
+    if phase.plain:
+        threading.Thread(target=phase.repeat, args=[ended], daemon=True).start()
     try:
-        yield phase.report
+        with nullcontext() if phase.plain else Live(get_renderable=lambda: Text(phase.text()), transient=True):
+            yield phase.report
     finally:
         ended.set()
-        thread.join()

@@ -130,10 +130,11 @@ class Experiment:
     def status(self) -> Status:
         return Status.KEEP if self.kept_at >= 0 else self.own.status
 
-    def values(self, split: str) -> list[float]:
-        """val_bpb of its trials on one split that had their machine."""
-        rows = [row for row in self.rows if row.split == split and row.status != Status.BUSY]
-        return [row.val_bpb for row in rows if row.val_bpb is not None]
+    def values(self, split: str, budget_s: float | None = None) -> list[float]:
+        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count."""
+        budget_s = self.own.budget if budget_s is None else budget_s
+        rows = [row for row in self.rows if row.status != Status.BUSY and row.val_bpb is not None]
+        return [row.val_bpb for row in rows if (row.split, row.budget) == (split, budget_s)]
 
     @property
     def val_bpb(self) -> float | None:

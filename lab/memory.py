@@ -1,27 +1,29 @@
 """What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
-ideas.jsonl has kind, area and reasoning of its experiments, and ideas that never ran; notes.md its notes.
+ideas.jsonl has kind, area and reasoning of its experiments, and ideas that never ran; notes.md its notes,
+lessons.md what it wrote at the end for the next session on the same data.
 A deleted folder or a damaged line costs what it held, and stops nothing.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Experiment, Proposal, Row, SetupError, Status, write_durably
+from lab.ledger import Experiment, Proposal, Row, SetupError, Status, one_line, write_durably
 from lab.prompt import Situation
 from lab.session import Session
 
 N_LOGS = 3  # trials whose output the prompt quotes, beside the incumbent's
+LESSONS, MAX_LESSONS = "lessons.md", 12  # and its most lines; ten are asked for
 
 
 class Memory:
-    """What a model said, read once and written as it grows. Beside it the rows of earlier sessions."""
+    """What a model said, read once and written as it grows. Beside it the rows of earlier sessions, by name."""
 
-    def __init__(self, runs: Path, earlier: Sequence[Sequence[Row]] = ()):
-        self.runs, self.earlier = runs, earlier
+    def __init__(self, runs: Path, earlier: Mapping[str, Sequence[Row]] | None = None):
+        self.runs, self.earlier = runs, earlier or {}
         self.ideas = list(read_objects(runs / "ideas.jsonl"))
 
     def add_idea(self, **idea: object) -> None:
@@ -35,14 +37,24 @@ class Memory:
         self.runs.mkdir(parents=True, exist_ok=True)
         write_durably(self.runs / "notes.md", text.encode("utf-8", "replace"))
 
+    def write_lessons(self, title: str, text: str) -> list[str]:
+        """Keep the model's lessons, bounded; the lines of the file."""
+        lines = [one_line(line, 240) for line in text.splitlines() if line.strip()]
+        self.runs.mkdir(parents=True, exist_ok=True)
+        write_durably(self.runs / LESSONS, "\n".join([title, *lines[:MAX_LESSONS]]).encode("utf-8", "replace"))
+        return read_lessons(self.runs)
+
     def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
         """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
         history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
+        same = [tag for tag, rows in self.earlier.items() if rows[0].data == history[0].own.data]
+        lessons = [read_lessons(self.runs.parent / tag) for tag in same]
         return Situation(
             program, {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device,
                       **session.corpus},
-            session.code, session.rows, earlier=self.earlier,
+            session.code, session.rows, earlier=[*self.earlier.values()],
+            lessons="\n".join(next(filter(None, reversed(lessons)), ())),
             ideas={idea["experiment"]: idea for idea in self.ideas if "experiment" in idea},
             unapplied=[idea for idea in self.ideas if "experiment" not in idea],
             logs={n: runner.read_log(session.runs, n, e.own.seed) for n, e in quoted.items()},
@@ -58,6 +70,12 @@ def profile_of(runs: Path, experiment: Experiment, is_whole: bool) -> str:
     told = next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {})
     text = str(told.get("profile") or "")
     return text if is_whole else text.partition("\n")[0]
+
+
+def read_lessons(runs: Path | None) -> list[str]:
+    """What the model wrote at the end of a session, under a line that says so; none where it wrote nothing."""
+    there = runs and (runs / LESSONS).is_file()
+    return (runs / LESSONS).read_text(encoding="utf-8", errors="replace").splitlines() if there else []
 
 
 def read_objects(path: Path) -> Iterator[dict]:

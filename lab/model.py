@@ -19,7 +19,7 @@ from pathlib import Path
 from lab import edits
 from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
-from lab.ledger import Proposal, one_line, utc_now
+from lab.ledger import Proposal, SetupError, one_line, utc_now
 from lab.prompt import Prompt, form_alone, mend_prompt
 
 DEFAULT_MODEL = "claude-opus-5-5"
@@ -37,6 +37,8 @@ MIN_TOKENS = 4_096             # an answer below this is not worth asking for
 REPAIRS = 2                    # calls that show the model what was wrong with its answer
 TRIES = 3                      # calls in a row before Unavailable
 MAX_WAIT_S, MAX_RETRY_AFTER_S = 300, 900
+CHECK_S = 60                   # for the small call of a start; a local server may load its model first
+HELLO = Prompt("You are asked whether you are there.", (), (), "Answer with one word: yes.", "")
 
 _COUNTERS = (  # of usage, in the order of a price
     "input_tokens", "output_tokens",
@@ -124,7 +126,35 @@ class Researcher:
             self.price = prices or _dearest(model, *others)
         if prices and len(prices) == 2:  # never too little: a cache write counts twice, a read once
             self.price = (*prices, 2 * prices[0], prices[0])
-        self.name, self.check = self.backend.name, self.backend.check
+        self.name = self.backend.name
+
+    def check(self) -> None:
+        """Prove key, model and command by one small call. Raises SetupError, or Unavailable for what may pass."""
+        self.backend.check()
+        try:
+            self.write(HELLO, threading.Event(), CHECK_S, math.inf)
+        except ProposalError:
+            return  # it answers, if only to decline
+        except Unavailable as error:
+            if error.kind is Outage.STOPPED:
+                raise Unavailable(f"{self.name} took longer than {CHECK_S} s for one word") from None
+            if error.fatal or isinstance(self.backend, Command):
+                raise SetupError(str(error)) from None
+            raise
+
+    def write(self, prompt: Prompt, stopped: threading.Event, limit_s: float, limit_usd: float) -> tuple[str, float]:
+        """(a text in the model's own words, its cost); limit_s sets `stopped`. Raises what propose() does."""
+        talk, timer = _Talk(self, prompt, (), stopped, limit_usd), threading.Timer(limit_s, stopped.set)
+        timer.start()
+        try:
+            reply = talk.ask()
+            _check_ending(reply)
+        except (ProposalError, Unavailable) as error:
+            error.usd = talk.usd
+            raise
+        finally:
+            timer.cancel()
+        return reply.text, talk.usd
 
     def propose(self, prompt: Prompt, tried: Collection[str], stopped: threading.Event | None = None,
                 limit_usd: float = math.inf) -> Draft:
@@ -158,7 +188,7 @@ class _Talk:
         flaws, description = [], ""
         while True:
             try:
-                reply = self._ask()
+                reply = self.ask()
                 _check_ending(reply)
                 answer = edits.parse(reply.text)
                 description = answer.description
@@ -196,7 +226,7 @@ class _Talk:
             ("", "repaired once", "repaired twice")[n_repairs],
             "no list price known, usd counted as 0" if self.who.price is None else "")))
 
-    def _ask(self) -> Reply:
+    def ask(self) -> Reply:
         """A finished answer, after a few tries if a fault may pass. Raises Unavailable."""
         limits, failures, waited_s = self.who.limits, 0, 0.0
         while True:

@@ -7,7 +7,6 @@ the user's or of the machine becomes a SetupError before it becomes a row.
 
 import argparse
 import hashlib
-import os
 import resource
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -15,8 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lab import card, corpus, edits, ledger, restrict, sandbox
-from lab.corpus import SHARDS, SIZES, Data, cache_folder, default_data, open_data
-from lab.display import progress_bar
+from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
 from lab.memory import read_program
 from lab.model import Researcher, Unavailable, has_key
@@ -28,27 +26,34 @@ from prepare import DEFAULT_BUDGET_S, default_device
 Say = Callable[[str], None]
 
 
-def open_session(root: Path, options: argparse.Namespace, say: Say) -> tuple[Store, Session, Data, Researcher | None]:
+def open_session(root: Path, options: argparse.Namespace, say: Say,
+                 report: Report) -> tuple[Store, Session, Data, Researcher | None]:
     """The session on its branch, its data and its model. Raises SetupError with nothing changed."""
     read_program(root)
-    check_device()
+    check_limits()
     try:
         store = Store.open(root, options.tag, datetime.now().strftime("%b%d").lower())
     except OSError as error:
         raise SetupError(f"{one_line(str(error))}: put that right, then start again") from None
     try:
         rows = store.rows()
-        if options.word == "confirm" and not rows:
+        if options.word == "confirm" and not ledger.incumbent(ledger.experiments(rows)):
             raise SetupError("nothing to confirm yet: run python agent.py first")
         check_train(store.train_code())
         settle_budget(options, rows, store.tag)
+        if default_device() == "cuda":
+            report("checking the GPU", 0, 0)
+        if why := card.check(default_device()):
+            raise SetupError(why)
         settle_places(options)
-        researcher = pick_researcher(options, root / "runs" / store.tag, say)
-        data = find_data(root, options, rows)
+        researcher = pick_researcher(options, root / "runs" / store.tag, say, report)
+        data = find_data(root, options, rows, report)
         if rows and rows[0].data != data.hash[:8]:
             raise SetupError(f"session {store.tag} was measured on data {rows[0].data}, not {data.hash[:8]} "
                              f"({data.name}): name the same --data, or start another session with "
                              f"--tag {store.tag}-2")
+        if options.longer:
+            check_longer(options.longer, rows, data)
         done = [*store.begin(), *store.recover()]
     except SetupError:
         store.release()
@@ -73,34 +78,42 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
 # Before the start -------------------------------------------------------------------------------
 
 
-def check_device() -> None:
-    """Raise SetupError where no trial could run on this device or under these limits."""
-    device = os.environ.get("AUTORESEARCH_DEVICE", "")
-    if device not in ("", "cpu", "cuda", "mps"):
-        raise SetupError(f"AUTORESEARCH_DEVICE is {one_line(device, 20)!r}: set it to cpu, cuda or mps, and choose "
-                         "a card by CUDA_VISIBLE_DEVICES")
+def check_limits() -> None:
+    """Raise SetupError where no trial could run under these limits."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < restrict.MAX_FILE_BYTES:
         raise SetupError(f"no file may be larger than {limit / 1e9:g} GB here, and a trial's memory is a file: run "
                          "`ulimit -f unlimited`, or ask for a higher limit")
-    if why := card.check(default_device()):
-        raise SetupError(why)
 
 
 def check_train(code: str) -> None:
     try:
         edits.check(code, ())
     except edits.ProposalError as error:
-        raise SetupError(f"train.py cannot be the baseline: {one_line(str(error))} Mend it and commit.") from None
+        why = one_line(str(error.__context__ or error)).rstrip(".")  # in Python's own words, where it has some
+        raise SetupError(f"train.py cannot be the baseline: {why}; mend it and commit") from None
 
 
 def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
     """Take the budget from the session's rows where none was given. Raises SetupError where they have another."""
-    budget_s = rows[0].budget if rows else options.budget or DEFAULT_BUDGET_S
-    if options.budget not in (None, budget_s):
+    asked_s = float(f"{options.budget or DEFAULT_BUDGET_S:g}")  # as a row will say it
+    budget_s = rows[0].budget if rows else asked_s
+    if options.budget and asked_s != budget_s:
         raise SetupError(f"session {tag} has a budget of {budget_s:g} s, not {options.budget:g}; numbers would not "
                          f"compare: start another with --tag {tag}-{options.budget:g}s")
-    options.budget = budget_s
+    options.budget = float(f"{budget_s * (options.longer or 1):g}")
+
+
+def check_longer(times: float, rows: Sequence[Row], data: Data) -> None:
+    """Raise SetupError where there is no gain to train longer, or such a trial would learn its data by heart."""
+    history = ledger.experiments(rows)
+    ends = history[0], ledger.incumbent(history)
+    if ends[0] is ends[1]:
+        raise SetupError("no experiment was kept, so there is no gain that --longer could measure")
+    n_passes = times * 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens
+    if n_passes > 2:
+        raise SetupError(f"--longer {times:g} would train {n_passes:.1f} times over the same data; past 2, models of "
+                         f"this kind learn it by heart: at most --longer {1.9 * times / n_passes:.1f}")
 
 
 def settle_places(options: argparse.Namespace) -> None:
@@ -110,7 +123,7 @@ def settle_places(options: argparse.Namespace) -> None:
     options.places = [] if options.ray else slots_here(options.slots, options.gpus, default_device())
 
 
-def pick_researcher(options: argparse.Namespace, runs: Path, say: Say) -> Researcher | None:
+def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: Report) -> Researcher | None:
     """The model, or None for the tuner alone. Raises SetupError when a model was demanded and cannot be had."""
     if options.researcher == "tuner":
         return None
@@ -121,33 +134,37 @@ def pick_researcher(options: argparse.Namespace, runs: Path, say: Say) -> Resear
         return None
     researcher = Researcher(options.model, options.effort, options.researcher_command, options.prices,
                             options.fallback, runs / "calls.jsonl")
+    if options.max_usd and researcher.price is None:
+        raise SetupError(f"no price of {researcher.name} is known: add --prices IN,OUT, or leave --max-usd out")
+    report(f"asking {researcher.name} for a word", 0, 0)
     try:
         researcher.check()
     except Unavailable as error:
-        if error.fatal:
-            raise SetupError(str(error)) from None
         waits = "it is waited for" if options.researcher == "llm" else "the tuner works until it answers"
         say(f"{error}; {waits}")
-    if options.researcher == "auto" and options.tuner_share:
-        say(f"{researcher.name} proposes; the tuner takes {options.tuner_share:.0%} of the turns, more only while "
-            "the model is out")
+    price = researcher.price
+    cost = f"${price[0]:g} in, ${price[1]:g} out a million tokens" if price else "price unknown, counted as $0"
+    share = f"; the tuner takes {options.tuner_share:.0%} of the turns, more only while the model is out"
+    say(f"{researcher.name} proposes ({cost})" + share * (options.researcher == "auto" and options.tuner_share > 0))
     return researcher
 
 
-def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row]) -> Data:
+def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row], report: Report) -> Data:
     """The corpus that was named, else the session's own, else the default here. Raises SetupError."""
     known = corpus.remembered(rows[0].data) if rows else None
     if known and options.data in (None, known[0]):
         source, shards = known
     else:
         source, shards = options.data or default_data(), 0
+    if known and source != known[0] and SIZES.keys() & {source, known[0]}:  # two paths may hold the same
+        raise SetupError(f"this session was measured on {known[0]}, not {source}: leave --data out, or start another "
+                         "session with --tag NAME")
     own = [] if source in SIZES else [Path(source)]
     if path := sandbox.exposed([root, cache_folder(), *own]):
         way_out = " with AUTORESEARCH_CACHE" if path == cache_folder() else ""
         raise SetupError(f"every trial could read {path}, which lies below what Python needs: move it elsewhere"
                          + way_out)
-    with progress_bar() as report:
-        return open_data(source, report, options.shards or shards or SHARDS)
+    return open_data(source, report, options.shards or shards or SHARDS)
 
 
 def start_lines(options: argparse.Namespace, data: Data) -> list[str]:

@@ -27,6 +27,7 @@ LOGS, REASONED = 4, 5   # experiments whose curve is shown (the incumbent, the l
 CURVE_POINTS = 3        # of a curve
 SHORT_CHARS = 40        # of a description in a digest
 MEND_CHARS = 10_000     # of a diff; a longer one gives way to the whole candidate
+LESSONS_CHARS = 1_800   # of an earlier session, about ten lines
 PLATEAU = 12            # experiments without a keep after which the ask changes
 
 RULES = f"""\
@@ -67,6 +68,11 @@ The last {misses} experiments brought no keep: small variations are spent. Choos
 - a removal: fewer statements, and a val_bpb within one sigma of the lowest estimate, is kept;
 - a combination of two or more near misses of the digest."""
 
+LESSONS = """\
+The session ends here: propose no experiment. Write for the researcher of the next session on this data, who sees
+nothing of this one: ten lines at most, a sentence of at most 200 characters each. First what was learnt, with the
+figures that show it, and what failed and why; then what to try next. Plain lines, no blocks and no markers."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -81,6 +87,7 @@ class Situation:
     logs: Mapping[int, str] = field(default_factory=dict)      # what a trial printed, by experiment
     profiles: Mapping[int, str] = field(default_factory=dict)  # a line of facts, then shares of a step's time
     earlier: Sequence[Sequence[Row]] = ()    # earlier sessions in this checkout, the oldest first
+    lessons: str = ""            # what the model wrote at the end of the last one on this data
     running: Sequence[tuple[str, str]] = ()  # description and train.py of what is being measured
     n_writing: int = 0                       # other answers that are being written to this prompt
     sigma: float | None = None   # measured noise of val_bpb between seeds
@@ -106,19 +113,20 @@ class Prompt:
         return "\n\n".join((self.rules, *self.blocks()))
 
 
-def build_prompt(now: Situation) -> Prompt:
+def build_prompt(now: Situation, request: str = "") -> Prompt:
+    """The prompt for the next proposal, or for what is requested in its place."""
     past = read_past(now)
     facts = "\n".join(f"{name}: {value}" for name, value in now.facts.items())
     fixed = (
         f"<program.md>\n{_bounded(COMMENT.sub('', now.program), PROGRAM_CHARS)}\n</program.md>",
-        f"<facts>\n{facts}\n</facts>" + earlier_text(now.earlier),
+        f"<facts>\n{facts}\n</facts>" + earlier_text(now),
         f"<train.py>\n{now.code}\n</train.py>\nThis is the incumbent.",
     )
     n_older = max(0, len(past) // CONDENSE - 1) * CONDENSE
     head = ("<history>\nVerdict, val_bpb (less the incumbent's estimate of now; of then), tokens, parameters, memory, "
             f"idea. The oldest {n_older} are summed up in the digest.")
     history = (head, *(entry.full for entry in past[n_older:]))
-    return Prompt(RULES, fixed, history, _ask(now, past), now.code)
+    return Prompt(RULES, fixed, history, _ask(now, past, request), now.code)
 
 
 def mend_prompt(prompt: Prompt, candidate: str, log: str) -> Prompt:
@@ -199,14 +207,17 @@ def _entry(moment: Moment, estimate: float | None, ideas: Mapping[int, Mapping[s
                  status if row.experiment else None, kind, area, delta)
 
 
-def earlier_text(sessions: Sequence[Sequence[Row]]) -> str:
-    """What earlier sessions found, each by itself."""
+def earlier_text(now: Situation) -> str:
+    """What earlier sessions found, each by itself. Those on the same data come last, with the lessons of the newest."""
+    data = now.rows[0].data if now.rows else ""
+    sessions = sorted(now.earlier, key=lambda rows: rows[0].data == data)
     parts = [f"\n<earlier_sessions>\nThe last of {len(sessions)}, margins to their own last incumbent. Under another "
              "budget, device or data the numbers do not compare."]
     for rows in sessions[-SESSIONS:]:
         parts.append(f"With budget {rows[0].budget:g} s, {_data(rows[0].device, 40)}, data {_data(rows[0].data, 8)}:")
         past = read_past(Situation("", {}, "", rows))
         parts.append(digest(past, ledger.sigma(ledger.experiments(rows)), EARLIER))
+    parts += [quote("lessons", now.lessons, LESSONS_CHARS)] if now.lessons else []
     return "\n".join([*parts, "</earlier_sessions>"]) if sessions else ""
 
 
@@ -250,7 +261,7 @@ def _trials(now: Situation) -> str:
     return "\n".join(lines)
 
 
-def _ask(now: Situation, past: Sequence[Entry]) -> str:
+def _ask(now: Situation, past: Sequence[Entry], request: str) -> str:
     reasons = {number: str(idea.get("reasoning") or "") for number, idea in now.ideas.items()}
     reasons = [f"#{number}: {one_line(reasons[number], REASONING_CHARS)}" for number in sorted(reasons)[-REASONED:]]
     quoted = (("trials", _trials(now), LOGS * PROFILE_CHARS), ("notes", now.notes, MAX_NOTES),
@@ -266,11 +277,11 @@ def _ask(now: Situation, past: Sequence[Entry]) -> str:
     last = timeline(now.rows)[-1:]
     if last and last[0].after is not None:
         parts.append(f"The incumbent's estimate is {last[0].after:.6f}, from {last[0].n_trials} trials.")
-    n_repeats = sum(row.status is Status.REPEAT for row in now.rows)
+    n_repeats = sum(row.status is Status.REPEAT and row.budget == now.rows[0].budget for row in now.rows)
     noise = "not measured yet" if now.sigma is None else f"sigma {now.sigma:.6f}, from {n_repeats} repeats"
     parts.append(f"Noise of val_bpb between seeds: {noise}.")
-    parts.append(PROPOSE if now.misses < PLATEAU else STUCK.format(
-        misses=now.misses, areas=", ".join(sorted({*AREAS} - {entry.area for entry in past})) or "none"))
+    areas = ", ".join(sorted({*AREAS} - {entry.area for entry in past})) or "none"
+    parts.append(request or (PROPOSE if now.misses < PLATEAU else STUCK.format(misses=now.misses, areas=areas)))
     return "\n\n".join(parts)
 
 

@@ -24,12 +24,14 @@ from lab.edits import Flaw, ProposalError
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
 from lab.memory import Memory, directions, read_objects, read_program
 from lab.model import Draft, Outage, Researcher, Unavailable, next_wait_s, rebase
-from lab.prompt import Situation, build_prompt
+from lab.prompt import LESSONS, Situation, build_prompt
 from lab.session import COMBINED, Candidate, New, Session, Stopped
 from lab.store import Store
 from prepare import default_device
 
 PATIENCE_S = 60.0       # how long the GPU waits for a draft under way; a model that is later counts as out
+LESSONS_S = 120         # for the lessons at the end of a session; a model thinks for a minute
+LEAST_IDEAS = 5         # that a process has tried; fewer are worth no lessons
 TUNER_MEMORY = 150      # how many earlier experiments the tuner learns from
 MOST_SPARE = 6          # further ideas that wait; the oldest go first
 MOST_ASKED = 64         # answers under way at once
@@ -47,7 +49,7 @@ class Asked:
     @property
     def usd(self) -> float:
         """What it has cost, once it is there."""
-        if not self.answer.done():
+        if not self.answer.done() or self.answer.cancelled():
             return 0.0
         error = self.answer.exception()
         return getattr(error, "usd", 0.0) if error else self.answer.result().proposal.usd
@@ -68,6 +70,7 @@ class Proposer:
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
+        self.n_before = len(session.history)
         self.n_unusable = 0                         # answers of this process that could not be tried
         self.back_at, self.failures = 0.0, 0        # when the model may be asked again, after so many faults in a row
         self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
@@ -245,7 +248,6 @@ class Proposer:
         """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
         drafted = [draft.proposal for draft, _ in self.spare] if in_flight else []
         while len(self.asked) + len(drafted) < n and session.incumbent and self._may_ask():
-            self.display.show_researcher(f"{self.researcher.name} drafts the next proposal")
             known = [c.proposal for c in in_flight if not c.is_repeat] + drafted
             now = self.memory.situation(session, known, self._program())
             self._submit(replace(now, n_writing=sum(not asked.answer.done() for asked in self.asked)))
@@ -261,9 +263,34 @@ class Proposer:
         """Ask for a proposal, or for the mend of a crash with this train.py and log."""
         ask = self.researcher.repair if crashed else self.researcher.propose
         tried, limit_usd = frozenset(self.tried), self.options.max_usd or math.inf
-        answer = self.drafter.submit(
-            lambda: ask(build_prompt(now), *crashed, tried, self.stopped, limit_usd - self.spent_usd()))
-        self.asked += (Asked(answer, now.program, crash),)
+        does = "mends a crash" if crashed else "drafts the next proposal"
+        def answer() -> Draft:
+            self.display.show_researcher(f"{self.researcher.name} {does}")
+            try:
+                return ask(build_prompt(now), *crashed, tried, self.stopped, limit_usd - self.spent_usd())
+            finally:
+                if sum(not asked.answer.done() for asked in self.asked) <= 1:  # this one is the last
+                    self.display.show_researcher("")
+
+        self.asked += (Asked(self.drafter.submit(answer), now.program, crash),)
+
+    def lessons(self, session: Session, skipped: threading.Event) -> list[str]:
+        """What the model says was learnt, kept for the next session on this data; no line where it is out."""
+        if len(session.history) - self.n_before < LEAST_IDEAS or not self._may_ask() or skipped.is_set():
+            return []
+        name, left_usd = self.researcher.name, (self.options.max_usd or math.inf) - self.spent_usd()
+        self.display.say(f"{name} writes down what was learnt, {LESSONS_S} s at most; Ctrl-C skips it")
+        self.display.show_researcher(f"{name} writes down what was learnt")
+        asked = build_prompt(self.memory.situation(session, (), self._program()), LESSONS)
+        try:
+            text, usd = self.researcher.write(asked, skipped, LESSONS_S, left_usd)
+        except (ProposalError, Unavailable) as error:
+            self.billed_usd += error.usd
+            return [f"no lessons: {one_line(str(error), 160)}"]
+        finally:
+            self.display.show_researcher("")
+        self.billed_usd += usd
+        return self.memory.write_lessons(f"what was learnt, in the words of {name} (${usd:.2f}):", text)
 
     def _program(self) -> str:
         """program.md as it is now, or as it could last be read."""

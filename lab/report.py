@@ -28,15 +28,15 @@ WHOLE = -1                   # key of the diff from the baseline to the incumben
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
-    """Write progress.png and report.html from the rows alone, also while the loop runs, and print the text."""
+    """Print the text and write progress.png and report.html, from the rows alone, also while the loop runs."""
     tag = options.tag or terminal.current_tag()
     rows, runs, program = rows_of(root, tag), root / "runs" / tag, root / "program.md"
     text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
-    write(root, rows, text, diffs_of(root, tag), runs)
     if options.json:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
+    write(root, rows, text, diffs_of(root, tag), runs)  # takes seconds
     return 0
 
 
@@ -181,7 +181,8 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
     for name, value in as_json(rows, runs).items():
         if value and name not in ("headline", "confirmed", "rows"):
             lines.append(f"{name + ':':12} {words(value)}")
-    return "\n".join([*lines, "", *keeps(rows), "", *left_out(rows)]).rstrip()
+    parts = keeps(rows), [*left_out(rows), *longer(rows)], memory.read_lessons(runs)
+    return "\n".join([*lines, *("\n".join(["", *part]) for part in parts if part)]).rstrip()
 
 
 def slot_shares(rows: Sequence[Row], runs: Path | None) -> dict[str, str]:
@@ -235,6 +236,27 @@ def left_out(rows: Sequence[Row]) -> list[str]:
     return [*lines, advice] if ranking else []
 
 
+def longer(rows: Sequence[Row]) -> list[str]:
+    """Whether order and size of the gain stay where both are trained longer: a line a budget."""
+    baseline, best = ends(rows).values()
+    if baseline is best:
+        return []
+    noise, own_s, lines = ledger.sigma(ledger.experiments(rows)) or math.nan, best.own.budget, []
+    before = (confirmed(rows) or [(baseline.val_bpb or math.nan) - best.val_bpb])[0]
+    for budget_s in sorted({row.budget for row in best.rows} - {own_s}):
+        sides = [e.values("test", budget_s) for e in (baseline, best)]
+        if not all(sides):
+            return [f"At {budget_s:g} s one of the two has no number."]
+        n, gain = min(map(len, sides)), statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+        error = noise * math.sqrt(2 / n)
+        order = "the order stays" if gain * before > 0 else "the order turns"
+        order = "within the noise of so few seeds" if abs(gain) < 2 * error else order
+        lines.append(f"At {budget_s / own_s:g} times the budget ({n} seed{'s' * (n > 1)} each, test split) the gain is "
+                     f"{gain:.6f} ± {error:.6f}, {gain / (before or math.nan):.0%} of the {before:.6f} at "
+                     f"{own_s:g} s: {order}.".replace(" ± nan", ""))
+    return lines
+
+
 def diffs_of(root: Path, tag: str) -> dict[int, str]:
     """Why and how each experiment changed train.py, by number, and all that was kept under WHOLE."""
     refs, diffs = f"refs/autoresearch/{tag}", {}
@@ -275,5 +297,6 @@ def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
         title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
-        keeps=keeps(rows), left_out=left_out(rows), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows),
+        lessons=memory.read_lessons(runs), diffs=diffs, whole=diffs.get(WHOLE, ""),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

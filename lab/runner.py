@@ -5,6 +5,7 @@ it returns, no process of the trial is left; a crash is a Trial whose val_bpb is
 nothing about keeping, and never reads a number from what a trial printed.
 """
 
+import argparse
 import json
 import math
 import os
@@ -135,6 +136,8 @@ def end(process: subprocess.Popen) -> None:
 
 def by_hand(path: Path) -> int:
     """`python train.py`: a trial without a witness; prints its lines and a summary."""
+    about = "Train AUTORESEARCH_BUDGET seconds on AUTORESEARCH_DATA with AUTORESEARCH_SEED, print a summary."
+    argparse.ArgumentParser(path.name, description=about).parse_args()
     setting = os.environ.get
     try:
         data = open_data(setting("AUTORESEARCH_DATA") or default_data())

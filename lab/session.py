@@ -89,7 +89,7 @@ class Session:
         """The oldest trial that did not have its machine and has not run again."""
         running = {candidate.number for candidate in in_flight}
         last = (e.rows[-1] for e in self.history if e.number not in running)
-        return next((row for row in last if row.status is Status.BUSY), None)
+        return next((row for row in last if row.status is Status.BUSY and row.budget == self.budget_s), None)
 
     def n_busy(self, number: int) -> int:
         """How many of the experiment's last trials in a row did not have their machine."""

@@ -250,13 +250,13 @@ class Store:
         last = [body.strip().rpartition("\n")[2] for body in bodies]
         return {line.split()[1] for line in last if line.startswith("fingerprint: ")}
 
-    def earlier_sessions(self) -> list[list[Row]]:
-        """The rows of the other sessions of this repository, in the order of their last rows."""
-        sessions = []
+    def earlier_sessions(self) -> dict[str, list[Row]]:
+        """The rows of the other sessions of this repository by name, in the order of their last rows."""
+        sessions = {}
         for path in sorted(self.copy.parent.glob("*.tsv"), key=os.path.getmtime):
             with suppress(ValueError):  # a damaged file of another session stops nothing
-                sessions.append(ledger.read(path) if path != self.copy else [])
-        return [rows for rows in sessions if rows]
+                sessions[path.stem] = ledger.read(path) if path != self.copy else []
+        return {tag: rows for tag, rows in sessions.items() if rows}
 
     # -- recovery
 

@@ -148,5 +148,5 @@ def n_ideas(session: Session) -> int:
 
 def trial_s(session: Session) -> float:
     """Seconds that a trial takes from start to end, by the last few."""
-    last = [row.total_seconds for row in session.rows[-5:] if row.val_bpb]
+    last = [row.total_seconds for row in session.rows[-5:] if row.val_bpb and row.budget == session.budget_s]
     return sum(last) / len(last) if last else 1.1 * session.budget_s

@@ -72,6 +72,12 @@ report --experiments 2 | no option '--experiments'
 report --jsn | --json
 confirm --budget 60 | no option '--budget'
 confirm --eech | --each
+confirm --longer | expected one argument
+confirm --longer 1 | not a number above 1
+confirm --longer inf | not a number above 1
+confirm --each --longer 3 | not allowed with argument --each
+confirm --langer 3 | --longer
+--longer 3 | no option '--longer'
 confirm now | no option 'now'
 """
 LINES = [tuple(part.strip() for part in line.split(" | ")) for line in WRONG.strip().splitlines()]

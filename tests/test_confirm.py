@@ -15,9 +15,10 @@ from invariants import check
 from model_server import ModelServer
 
 from agent import Turn, next_step
-from lab import confirm, ledger, report
+from lab import confirm, ledger, opening, report
 from lab.ledger import Proposal, Row, Status, experiments
 from lab.session import Again, Candidate, New, Session, Stopped
+from lab.turns import trial_s
 
 PARENT = "a = 1\n\nb = 2\n\nc = 3\n"
 KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
@@ -58,7 +59,8 @@ def test_taking_the_last_change_back_gives_its_parent(lines, place):
 
 def row(number: int, value: float | None, split: str = "test", status: str = "repeat", **more) -> Row:
     description = more.pop("description", f"idea {number}")
-    return Row(f"{number:07x}", value, 1.0, Status(status), description, number, split=split, **more)
+    return Row(f"{number:07x}", value, 1.0, Status(status), description, number, split=split,
+               **{"budget": 300.0, **more})
 
 
 SESSION = [row(0, 2.0, "val", "keep"), row(1, 1.9, "val", "keep"), row(2, 1.8, "val", "keep"),
@@ -117,6 +119,59 @@ def test_two_slots_leave_no_removal_behind():
     assert confirm.next_step(session, (), {2: 3}, {1: idea}) == Again(3, "test")
     with pytest.raises(Stopped):
         confirm.next_step(session, (), {2: 3}, {})
+
+
+LONGER = [row(0, 2.2, budget=900.0), row(2, 2.1, budget=900.0)]
+
+
+def under(budget_s: float, rows: list[Row]) -> Session:
+    return Session("t", Path("runs"), budget_s, {}, tuple(rows), tuple(experiments(rows)))
+
+
+def test_longer_measures_each_side_as_often_and_goes_on_where_it_stopped():
+    def steps(rows: list[Row]) -> list[Again]:
+        """What is measured from these rows on, one at a time."""
+        choose, done = confirm.plan(under(900.0, rows), False, True, str)[0], []
+        with pytest.raises(Stopped):
+            while True:
+                done.append(choose(under(900.0, [*rows, *(row(s.number, 2.0, budget=900.0) for s in done)]), ()))
+        return done
+
+    assert steps(SESSION) == [Again(0, "test"), Again(2, "test")] == steps([*SESSION, *LONGER])
+    assert steps([*SESSION, LONGER[0]]) == [Again(2, "test")]
+    assert steps([*SESSION, row(0, 2.3, status="busy", budget=900.0)]) == steps(SESSION)
+
+
+def test_rows_of_a_longer_budget_count_in_no_estimate():
+    plain, more = under(300.0, SESSION), under(300.0, [*SESSION, *LONGER, row(0, 2.4, status="busy", budget=900.0)])
+    assert [e.val_bpb for e in more.history] == [e.val_bpb for e in plain.history]
+    assert ledger.sigma(more.history) == ledger.sigma(plain.history)
+    assert confirm.test_trials(more) == confirm.test_trials(plain) and more.busy(()) is None
+    assert report.confirmed(more.rows) == report.confirmed(plain.rows)
+    assert report.keeps(more.rows) == report.keeps(plain.rows) and trial_s(more) == trial_s(plain)
+
+
+def test_longer_says_whether_order_and_size_of_the_gain_stay():
+    known = [*SESSION, *(row(0, value) for value in (2.00, 2.02, 2.04))]  # a gain of 0.2 on the test split, sigma 0.015
+    first, second = report.longer([*known, *LONGER, row(0, 2.3, budget=600.0), row(2, 2.4, budget=600.0)])
+    assert first.startswith("At 2 times the budget (1 seed each, test split) the gain is -0.100000 ± 0.022361, -50% ")
+    assert first.endswith("of the 0.200000 at 300 s: the order turns.") and second.endswith(": the order stays.")
+    assert second.startswith("At 3 times") and "0.100000 ± 0.022361, 50% of the 0.200000" in second
+    close = [row(0, 2.2, budget=900.0), row(2, 2.19, budget=900.0)]
+    assert report.longer([*known, *close])[0].endswith("within the noise of so few seeds.")
+    assert report.longer([*known, LONGER[1]]) == ["At 900 s one of the two has no number."]
+    assert report.longer(known) == [] == report.longer(known[:1])
+    assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], "t", {}, "")
+
+
+def test_longer_is_refused_past_two_passes_over_the_data_and_without_a_keep(corpus):
+    million = corpus.train_tokens / 1e6
+    rows = [row(0, 2.0, "val", "keep", tokens_m=0.5 * million), row(1, 1.9, "val", "keep", tokens_m=0.7 * million)]
+    opening.check_longer(2.8, rows, corpus)
+    with pytest.raises(ledger.SetupError, match="2.1 times over the same data.*at most --longer 2.7"):
+        opening.check_longer(3, rows, corpus)
+    with pytest.raises(ledger.SetupError, match="no experiment was kept"):
+        opening.check_longer(2, rows[:1], corpus)
 
 
 @pytest.fixture

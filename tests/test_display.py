@@ -288,6 +288,10 @@ def test_every_phase_has_a_clock(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     display = Display("t", plain=False)
     display.trial_started(0, 1, "x", "y", 60)
+    display.show_researcher("some-model drafts")
+    now[0] += 2
+    assert "starting 2 s" in screen(display, 80) and "some-model drafts 2 s" in screen(display, 80)
+    display.trial_started(0, 1, "x", "y", 60)
     for event, words in (("tick", "starting 3 s"), ("clock", "training 3 of 60 s"), ("score", "scoring 3 s"),
                          ("witness", "witness 3 s")):
         display.trial_event(0, event, 60)

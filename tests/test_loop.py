@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import model_server
 import pytest
 from fakes import BETTER, BROKEN, TRAIN, WORSE, edit, environment, git, make_checkout, run_agent, start_agent
 from invariants import check
@@ -137,6 +138,8 @@ def test_every_refused_start_is_one_line_and_changes_nothing(checkout, data, tmp
     with ModelServer(["hello"], key="right") as server:
         out = refused(checkout, *data, ANTHROPIC_BASE_URL=server.url, ANTHROPIC_API_KEY="sk-wrong-key")
     assert "sk-wrong-key" not in out
+    with ModelServer(["hello"], models=None, proof=model_server.status(404)) as server:
+        assert "check --model" in refused(checkout, "--data", "climbmix", ANTHROPIC_BASE_URL=server.url)
     (checkout / "prepare.py").write_text((checkout / "prepare.py").read_text() + "\n")
     assert "uncommitted" in refused(checkout, *data)
     git(checkout, "checkout", "prepare.py")
@@ -147,7 +150,8 @@ def test_every_refused_start_is_one_line_and_changes_nothing(checkout, data, tmp
     git(checkout, "checkout", "program.md")
     (checkout / "train.py").write_text("def (:\n")
     git(checkout, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
-    assert "train.py" in refused(checkout, *data)
+    assert refused(checkout, *data) == ("agent.py: train.py cannot be the baseline: invalid syntax (train.py, line 1); "
+                                        "mend it and commit\n")
 
 
 def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_the_data(checkout, data):
@@ -214,6 +218,9 @@ def cwd_of(pid: str) -> str:
 
 
 def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path):
+    command = [sys.executable, "train.py", "--help"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "AUTORESEARCH_BUDGET" in done.stdout
     done = subprocess.run([sys.executable, "train.py"], cwd=checkout, capture_output=True, text=True, timeout=120,
                           env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="1"))
     assert done.returncode == 0, done.stderr
@@ -269,6 +276,20 @@ def test_what_lies_below_the_incumbent_after_its_repeat_is_tried_again_and_the_b
     assert row.status == "keep" and row.experiment in {known.experiment for known in before} - {best.number}, out
     assert row.note == f"lower than #{best.number} in the mean of its trials"
     check(begun)
+
+
+def test_longer_trains_both_ends_under_its_own_budget(begun, agents, words):
+    before = rows_of(begun)
+    kept = [row.experiment for row in before if row.status == "keep"]
+    for n in (1, 2):
+        code, out = agents.run(begun, "confirm", "--longer", "3", *words[:-1])
+        assert code == 0 and f"At 3 times the budget ({n} seed" in out, out
+    own_s, new = before[0].budget, rows_of(begun)[len(before):]
+    assert [(row.experiment, row.status, row.split, row.budget) for row in new] == [
+        (number, "repeat", "test", 3 * own_s) for number in (0, kept[-1], 0, kept[-1])]
+    check(begun)
+    code, out = agents.run(begun, *words, "tuner", "--experiments", "1")
+    assert code == 0 and rows_of(begun)[-1].budget == own_s, out
 
 
 def idea(name: str, line: str = "") -> str:
@@ -352,8 +373,8 @@ def night_of(hours=None, word="research", **more):
 
 
 def slow_session(total_s):
-    rows = tuple(Row(f"c{n}", 1.0, status=Status("keep" if n == 0 else "discard"), experiment=n, total_seconds=total_s)
-                 for n in range(3))
+    rows = tuple(Row(f"c{n}", 1.0, status=Status("keep" if n == 0 else "discard"), experiment=n, total_seconds=total_s,
+                     budget=300.0) for n in range(3))
     return Session("t", Path("runs"), 300.0, {}, rows, tuple(ledger.experiments(rows)))
 
 
@@ -387,8 +408,8 @@ def test_experiments_count_what_is_in_flight_but_no_repeat():
 def experiment(number, status, *values, commit=None, source="", statuses=()):
     commit = commit or f"c{number}"
     statuses = (status, *statuses, *["repeat"] * len(values))
-    return Experiment(number, tuple(Row(commit, value, status=Status(statuses[i]), experiment=number, source=source)
-                                    for i, value in enumerate(values)))
+    return Experiment(number, tuple(Row(commit, value, status=Status(statuses[i]), experiment=number, source=source,
+                                        budget=300.0) for i, value in enumerate(values)))
 
 
 def session(*history, code=""):
@@ -521,7 +542,7 @@ def test_the_session_after_a_row_is_the_one_that_a_restart_reads():
     now = session(experiment(0, "keep", 1.0))
     steps = [(1, "busy", 0.9, False), (1, "keep", 0.8, False), (0, "repeat", 1.1, True), (2, "crash", None, False)]
     for number, status, value, is_repeat in steps:
-        row = Row(f"c{number}", value, status=Status(status), experiment=number)
+        row = Row(f"c{number}", value, status=Status(status), experiment=number, budget=300.0)
         now = now.after(row, candidate(number, code=f"code {number}", is_repeat=is_repeat))
         assert now.history == tuple(ledger.experiments(now.rows))
     assert now.code == "code 1" and len(now.rows) == 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import BETTER, TRAIN, WORSE
 
-from lab import ledger, proposer
+from lab import ledger, proposer, report
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Ending, Proposal, Row, SetupError, Status, Trial
 from lab.memory import Memory
@@ -64,6 +64,14 @@ class Researcher:
         if isinstance(step, Exception):
             raise step
         return step
+
+    def write(self, prompt: object, skipped: threading.Event, limit_s: float, limit_usd: float) -> tuple[str, float]:
+        self.limits_usd.append(limit_usd)
+        if not self.script:
+            skipped.wait(limit_s)
+            raise Unavailable("stopped", Outage.STOPPED)
+        self.asked = prompt
+        return self.script.pop(0)
 
     def repair(self, prompt: object, code: str, log: str, *rest: object) -> Draft:
         self.repaired = prompt.code, code, log
@@ -270,6 +278,47 @@ def test_an_answer_that_nobody_has_used_yet_is_spent_all_the_same(make):
     found.draft_ahead(now, ())
     found.close()
     assert found.spent_usd() == 0.125
+
+
+def after(now: Session, n: int, data: str = "") -> Session:
+    """The session once it has n experiments."""
+    rows = [Row(f"c{i}", 2.0 + i, status=Status.DISCARD if i else Status.KEEP, experiment=i, data=data)
+            for i in range(n)]
+    return replace(now, rows=tuple(rows), history=tuple(ledger.experiments(rows)))
+
+
+def test_lessons_are_kept_bounded_shown_billed_and_told_to_the_next_session_on_the_same_data(make):
+    found, now = make(("\x1b[2Jwider is better\n\n" + "a long line " * 99 + "\nmore" * 99, 0.25), max_usd=1.0)
+    head, first, *rest = found.lessons(after(now, 9), threading.Event())
+    assert head == "what was learnt, in the words of stand-in ($0.25):" and first == "[2Jwider is better"
+    assert len(rest) == 11 and max(map(len, rest)) == 240 and found.spent_usd() == 0.25
+    assert found.researcher.limits_usd == [1.0] and "propose no experiment" in found.researcher.asked.ask
+    assert report.summary(now.rows, now.runs).endswith("\n".join([head, first, *rest]))
+    runs = now.runs.parent / "later"
+    earlier = {"none": after(now, 3, "ab").rows, now.runs.name: after(now, 3, "ab").rows, "other": after(now, 3).rows}
+    told = Memory(runs, earlier).situation(replace(after(now, 2, "ab"), runs=runs), (), PROGRAM)
+    assert told.lessons.splitlines() == [head, first, *rest]
+    assert Memory(runs, earlier).situation(replace(after(now, 2, "cd"), runs=runs), (), PROGRAM).lessons == ""
+
+
+def test_lessons_wait_for_nobody_and_are_asked_of_nobody_who_is_out_or_has_seen_too_little(make, monkeypatch):
+    monkeypatch.setattr(proposer, "LESSONS_S", 0.1)
+    found, now = make()
+    assert found.lessons(after(now, 9), threading.Event()) == ["no lessons: stopped"]
+    asked = len(found.researcher.limits_usd)
+    skipped = threading.Event()
+    skipped.set()
+    assert found.lessons(after(now, 9), skipped) == [] == found.lessons(after(now, 5), threading.Event())
+    found.back_at = float("inf")
+    assert found.lessons(after(now, 9), threading.Event()) == [] and len(found.researcher.limits_usd) == asked
+    assert make(kind="tuner")[0].lessons(after(now, 9), threading.Event()) == []
+
+
+def test_what_the_model_does_is_shown_as_long_as_it_does_it(make):
+    found, now = make(draft("faster", BETTER))
+    found.draft_ahead(now, ())
+    found.close()
+    assert found.display.lines == ["stand-in drafts the next proposal", ""]
 
 
 def test_a_crash_is_mended_on_the_file_that_it_changed(make):
