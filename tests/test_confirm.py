@@ -26,7 +26,6 @@ KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
 import re, sys
-import agent
 from lab import runner
 from lab.ledger import Trial
 
@@ -37,7 +36,10 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
     return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
 
-runner.run, agent.Loop.show = run, lambda loop: None
+runner.run = run
+import agent  # its fleet takes runner.run as it finds it
+
+agent.Loop.show = lambda loop: None
 sys.exit(agent.main(sys.argv[1:]))
 """
 
