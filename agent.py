@@ -6,7 +6,6 @@
                                (--each: what every kept change is worth; --longer 3: at three times the budget)
 
 It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
-`python agent.py WORD --help` lists the options of a word.
 """
 
 import argparse
@@ -156,9 +155,8 @@ class Loop:
             self.lost.append(candidate)
             return session
         status, why = judge(session, candidate, trial)
-        steered = candidate.step.program and session.program_judged not in ("", candidate.step.program)
-        notes = (why, "program.md changed" if steered else "", "its machine was busy" if candidate.last_try else "")
-        row = row_of(candidate, trial, status, "; ".join(filter(None, notes)))
+        steered = bool(candidate.step.program) and session.program_judged not in ("", candidate.step.program)
+        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, "program.md changed" * steered))))
         for line in (*self.store.append(row), *opening.row_warnings(row, self.data)):
             self.display.say(line)
         before = session
@@ -199,8 +197,6 @@ class Loop:
             return 0
         return min(session.n_slots, self.limits.n_more(session, self.fleet.in_flight))
 
-    # -- the two words
-
     def begin(self) -> None:
         """Show the session, listen to the user, and do what the command line asks for."""
         session, incumbent, say = self.first, self.first.incumbent, self.display.say
@@ -216,10 +212,10 @@ class Loop:
             session = self.confirmed(session)
         self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
         self.proposer.close()
-        for line in (*self.proposer.lessons(session, self.stop.now), f"stopped: {why}"):
+        lessons, mine = self.proposer.lessons(session, self.stop.now), session.rows[len(self.first.rows):]
+        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd())
+        for line in (*lessons, f"stopped: {why}", who):
             say(line)
-        say(report.who_proposed(session.rows[len(self.first.rows):], self.proposer.n_unusable,
-                                self.proposer.spent_usd()))
         self.tell("stop", session, why=why)
 
     def confirmed(self, session: Session) -> Session:
@@ -236,11 +232,9 @@ class Loop:
                n_rows=len(session.rows), **facts)
 
     def show(self) -> None:
-        """Redraw progress.png and report.html in a process of its own: it slows nothing and leaves no memory behind."""
-        command = [sys.executable, str(ROOT / "agent.py"), "report", "--quiet"]
+        """Have progress.png and report.html redrawn, unless that is under way."""
         if self.reporting is None or self.reporting.poll() is not None:
-            self.reporting = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                              stderr=subprocess.DEVNULL, start_new_session=True)
+            self.reporting = report.in_background(ROOT)
 
     def close(self) -> None:
         """Leave the branch with its last rows committed and nothing running."""

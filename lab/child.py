@@ -198,7 +198,7 @@ def last_error(log: str, code: int) -> str:
 @contextlib.contextmanager
 def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0,
              program: tuple[str, ...] = ("train.py",)) -> Iterator[Child]:
-    """Start train.py in a fresh folder, restricted. What it does wrong ends the `with`: `broken`.
+    """Start train.py in a fresh folder, restricted. A ContractBroken ends the `with`, and stays in `broken`.
 
     file_bytes: of the file that a witness loads; 0 for a trial, which writes it.
     program: what Python runs there: train.py, or what profiles it, on a CPU without 20 s of compiling.

@@ -1,6 +1,6 @@
 """Whose turn it is, and when a run stops by itself.
 
-Both are functions of the rows, of what is in flight and of the clock, so that a restart changes nothing.
+Turns follow from the rows and from what is in flight alone, so a restart changes none.
 Nothing is started or stopped here: agent.py does.
 """
 
@@ -79,7 +79,7 @@ def tuner_credit(sources: Iterable[str], tuner_share: float) -> float:
 
 
 class Limits:
-    """The limits that the user gave this process, counted from its start."""
+    """The limits that the user gave: hours and experiments count from this process's start, dollars by session."""
 
     def __init__(self, options: argparse.Namespace, first: Session):
         """`first` is the session as this process found it."""
