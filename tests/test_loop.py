@@ -501,7 +501,8 @@ def test_an_earlier_keep_that_stays_lower_is_the_incumbent_again():
     assert next_step(now, (), 0.0) == Again(0)
     verdict, note = judge(now, candidate(0, is_repeat=True), trial(1.1))
     assert (verdict, note) == (Status.KEEP, "lower than #1 in the mean of its trials")
-    now = now.after(Row("c0", 1.1, status=verdict, experiment=0, seed=1), candidate(0, "baseline", is_repeat=True))
+    row = Row("c0", 1.1, status=verdict, experiment=0, seed=1, budget=now.rows[0].budget)
+    now = now.after(row, candidate(0, "baseline", is_repeat=True))
     assert (now.incumbent.number, now.incumbent.val_bpb, now.code) == (0, 1.05, "baseline")
     assert now.history == tuple(ledger.experiments(now.rows)) and now.history[0].own.seed == 0
     last = timeline(now.rows)[-1]
