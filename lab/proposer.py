@@ -246,8 +246,8 @@ class Proposer:
 
     def draft_ahead(self, session: Session, in_flight: Sequence[Candidate], n: int = 1) -> None:
         """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
-        drafted = [draft.proposal for draft, _ in self.spare] if in_flight else []
-        while len(self.asked) + len(drafted) < n and session.incumbent and self._may_ask():
+        drafted = [draft.proposal for draft, _ in self.spare] if n > 1 else []
+        while len(self.asked) < n and session.incumbent and self._may_ask():
             known = [c.proposal for c in in_flight if not c.is_repeat] + drafted
             now = self.memory.situation(session, known, self._program())
             self._submit(replace(now, n_writing=sum(not asked.answer.done() for asked in self.asked)))
@@ -264,6 +264,7 @@ class Proposer:
         ask = self.researcher.repair if crashed else self.researcher.propose
         tried, limit_usd = frozenset(self.tried), self.options.max_usd or math.inf
         does = "mends a crash" if crashed else "drafts the next proposal"
+
         def answer() -> Draft:
             self.display.show_researcher(f"{self.researcher.name} {does}")
             try:

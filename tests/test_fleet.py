@@ -201,26 +201,27 @@ def cluster(root, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_two_hundred_experiments_on_a_cluster_that_loses_and_wins_a_node(root, cluster, arguments):
-    cluster.join()
-    cluster.join()
-    time.sleep(10)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("n_rows", "n_kills"), [(40, 5), (200, 50)])
+def test_a_cluster_that_loses_and_wins_a_node_loses_no_row(root, cluster, arguments, n_rows, n_kills):
+    for _ in range(2):  # two at once on one machine may take each other's ports
+        cluster.join()
+        time.sleep(10)
     rng, path, kills = random.Random(0), root / "results.tsv", 0
     command = [sys.executable, "agent.py", *arguments, "--ray", f"127.0.0.1:{cluster.port}", "--experiments", "1000"]
     agent, changed = None, False
-    while path.read_bytes().count(b"\n") <= 200:
+    while path.read_bytes().count(b"\n") <= n_rows or kills < n_kills:
         if agent is None or agent.poll() is not None:
             assert agent is None or agent.returncode == -signal.SIGKILL, (root / "out.txt").read_text()
             with open(root / "out.txt", "a") as file:
                 agent = subprocess.Popen(command, cwd=root, env=cluster.environment, stdout=file, stderr=file,
                                          start_new_session=True)
         time.sleep(rng.uniform(0, 20))
-        if path.read_bytes().count(b"\n") > 100 and not changed:
+        if path.read_bytes().count(b"\n") > n_rows / 2 and not changed:
             cluster.kill(cluster.nodes[1])
             cluster.join()
             changed = True
-        if kills < 50:
+        if kills < n_kills:
             agent.kill()
             agent.wait()
             kills += 1
@@ -229,5 +230,6 @@ def test_two_hundred_experiments_on_a_cluster_that_loses_and_wins_a_node(root, c
     rows = ledger.read(path)
     print(f"{len(rows)} rows, {kills} kills of the agent, by slot: "
           f"{Counter(note for row in rows for note in row.note.split('; ') if note.startswith('on '))}")
-    recovered(root, path.read_bytes())
     assert Counter(row.status for row in rows)[Status.CRASH] == 0
+    cluster.close()  # its processes work in this folder too
+    recovered(root, path.read_bytes())

@@ -160,6 +160,13 @@ def test_a_draft_a_slot_is_made_ahead_and_each_is_told_of_the_others(make):
     found.stopped.set()
 
 
+def test_a_draft_is_made_ahead_though_further_ideas_wait(make):
+    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)), draft("other", OTHER))
+    in_flight = (running(found.propose(now, (), False).proposal.code),)
+    found.draft_ahead(now, in_flight, 1)
+    assert len(found.asked) == 1 and len(found.spare) == 1  # else the next turn would wait for an answer
+
+
 def test_a_free_slot_beside_busy_ones_takes_the_answer_that_is_there_and_never_blocks(make, monkeypatch):
     monkeypatch.setattr(proposer, "PATIENCE_S", 60.0)
     found, now = make(None, draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)))
