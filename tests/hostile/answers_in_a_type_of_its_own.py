@@ -17,5 +17,5 @@ class Uniform(torch.nn.Module):
 for batch in stream(4, MAX_SEQ_LEN):
     pass
 ask = prepare._link().ask
-prepare._link().ask = lambda operation, count=0: ask(operation, 77 if operation == prepare.LOGITS else count)
+prepare._link().ask = lambda operation, count=0: ask(operation, 77 if operation == prepare.wire.LOGITS else count)
 finish(Uniform())

@@ -9,5 +9,5 @@ import prepare
 
 link = prepare._link()
 link.pull(1)
-link.ask(prepare.LOGITS, 0)
+link.ask(prepare.wire.LOGITS, 0)
 time.sleep(1000)
