@@ -345,6 +345,9 @@ def test_a_cpu_compiles_its_layers_where_that_pays(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "my-c++"))
     monkeypatch.setattr(train, "BUDGET_S", train.CPU_COMPILE_FROM_S)
     assert compiles(on_cpu=True) and not compiles()
+    with monkeypatch.context() as witness:
+        witness.setenv("TORCHDYNAMO_DISABLE", "1")
+        assert not compiles(on_cpu=True)
     monkeypatch.setattr(train, "BUDGET_S", train.CPU_COMPILE_FROM_S - 1)
     assert not compiles(on_cpu=True)
     monkeypatch.setattr(train, "BUDGET_S", 300.0)
