@@ -123,7 +123,8 @@ def fit(speed: float, total_bytes: float) -> Size:
 def pick_size() -> Size:
     """By this device's data sheet: a witness builds the same model without measuring."""
     if device.type == "cpu":
-        return Size(CPU_LAYERS, CPU_WIDTH, CPU_HEAD_WIDTH, CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)
+        tokens = CPU_STEP_TOKENS // (1 if BUDGET_S >= CPU_COMPILE_FROM_S else 8)  # short budgets have short steps
+        return Size(CPU_LAYERS, CPU_WIDTH, CPU_HEAD_WIDTH, tokens, pair_rows=CPU_PAIR_ROWS)
     if device.type != "cuda":
         return fit(0.0, HOST_BYTES)
     card = torch.cuda.get_device_properties(device)

@@ -320,7 +320,7 @@ def test_nothing_is_compiled_after_the_warm_up(monkeypatch, interpreted, name, f
 COUNTED = [
     ('return torch.compile(function, dynamic=False) if is_worth_it else function',
      'return torch.compile(function, dynamic=False, backend="eager")'),
-    ("CPU_STEP_TOKENS, pair_rows=CPU_PAIR_ROWS)",
+    ("tokens, pair_rows=CPU_PAIR_ROWS)",
      "CPU_STEP_TOKENS, CPU_PAIR_ROWS, bigram_rows=97, trigram_rows=101, whole=True)"),
     ("    gc.disable()", "    import torch._dynamo.utils as found\n    gc.disable()\n"
                          '    print("warm", found.counters["frames"]["total"])'),
@@ -335,6 +335,13 @@ def frames_of_a_trial(corpus, folder, **changes: str) -> list[int]:
     done = runner.run(code, data=corpus, seed=0, budget_s=1.0, folder=folder, witness_below=-math.inf, last_try=True)
     assert done.val_bpb, done.log
     return [int(n) for n in re.findall(r"(?m)^(?:warm|trained|scored) (\d+)$", done.log)]
+
+
+def test_a_short_budget_on_a_cpu_has_short_steps(monkeypatch):
+    """Its file may be late by a small share of the budget: less than half a second in five."""
+    assert train.pick_size().step_tokens * 8 == train.CPU_STEP_TOKENS
+    monkeypatch.setattr(train, "BUDGET_S", 300.0)
+    assert train.pick_size().step_tokens == train.CPU_STEP_TOKENS
 
 
 def test_a_cpu_compiles_its_layers_where_that_pays(monkeypatch, tmp_path):
