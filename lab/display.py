@@ -158,11 +158,12 @@ class Display:
     def render(self, width: int) -> list[Text]:
         """All that is live, to be cut at `width`. A low window cuts off the oldest experiments."""
         frame = lines([self.title, *self.standing.split(", ")], width)
-        if len(self.running) > FEW:
-            trials = sorted(self.running.items())
+        trials = sorted(self.running.items())
+        if len(trials) > FEW:
             frame += [self.brief(slot, trial, width) for slot, trial in trials[:MANY]]
             frame += lines([f"and {len(trials) - MANY} more trials"] if len(trials) > MANY else [], width)
-        for _, trial in sorted(self.running.items()) if len(self.running) <= FEW else ():
+            trials = []
+        for _, trial in trials:
             share = {"starting": 0.0, "training": trial.seconds() / trial.budget_s}.get(trial.phase, 1.0)
             done = min(width, int(width * share))
             bar = Text.assemble(("━" * done, "cyan"), ("━" * (width - done), "bright_black"))

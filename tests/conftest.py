@@ -68,6 +68,18 @@ def cheap_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stand_in.make(tmp_path_factory.mktemp("cheap") / "checkout")
 
 
+@pytest.fixture
+def root(cheap_checkout: Path, tmp_path: Path) -> Path:
+    """Such a checkout of a test's own."""
+    return Path(shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True))
+
+
+@pytest.fixture
+def arguments(corpus_path: Path) -> tuple[str, ...]:
+    """Of a session there, by the tuner."""
+    return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
+
+
 @pytest.fixture(scope="session")
 def agents(cheap_checkout: Path, corpus: Data) -> Iterator[stand_in.Agents]:
     """Agents for such checkouts."""

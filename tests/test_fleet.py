@@ -5,7 +5,6 @@ Sessions of two slots are real ones with the stand-in of stand_in.py. A cluster'
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,16 +29,6 @@ from lab.slots import alike, slots_here
 
 TWO_CORES = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
                                reason="needs two cores")
-
-
-@pytest.fixture
-def root(cheap_checkout, tmp_path) -> Path:
-    return Path(shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True))
-
-
-@pytest.fixture
-def arguments(corpus_path):
-    return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
 
 
 # Which slots there are --------------------------------------------------------------------------

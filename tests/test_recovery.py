@@ -26,19 +26,9 @@ LEFT_AFTER_S = 3.0   # within which nothing of a trial is alive any more
 
 
 @pytest.fixture
-def root(cheap_checkout, tmp_path) -> Path:
-    return Path(shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True))
-
-
-@pytest.fixture
 def begun(cheap_session, tmp_path) -> Path:
     """A session at rest with a few experiments."""
     return Path(shutil.copytree(cheap_session, tmp_path / "begun", symlinks=True))
-
-
-@pytest.fixture
-def arguments(corpus_path):
-    return ("--researcher", "tuner", "--tag", "nov23", "--data", str(corpus_path))
 
 
 def processes(root: Path) -> dict[int, str]:
