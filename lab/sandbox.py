@@ -46,9 +46,9 @@ PACKAGES = ("python*/site-packages", "python*/dist-packages")  # below a lib
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/nvidia*", "/dev/dri",
            "/dev/kfd", "/dev/dxg")
 PROBE_S = 20.0  # a probe takes 0.1 s
-# Threads that wait asleep after some microseconds: spinning on, those of trial, referee and other programs slow each
-# other many times on few cores. Sleeping at once took 40 % of a CPU's step, which is hundreds of short operations.
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+# Threads sleep after a millisecond without work: spinning on, those of trial, referee and other programs slow each
+# other many times on few cores. After 30 microseconds they sleep in every step: that took 40 % of its speed.
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH")
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", *LIBRARIES, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS",
                "MKL_NUM_THREADS", "VIRTUAL_ENV", "CC", "CXX", "AUTORESEARCH_DEVICE")

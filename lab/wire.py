@@ -28,9 +28,11 @@ PULL, ROWS, PARAMS, FILE, LOGITS = b"p", b"r", b"n", b"f", b"l"
 LOGIT_DTYPES = ("float32", "bfloat16", "float16")  # LOGITS names one by its place here
 LOGIT_SLOT_BYTES = 1 << 29             # address space; only what a batch fills becomes memory
 TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"  # JSON: what Link and prepare.py read
-# Have glibc keep what tensors free: to return megabytes and fetch them anew is 1/8 of a CPU step.
+# Have glibc keep what tensors free, in huge pages: to return megabytes and fetch them anew is 1/8 of a
+# CPU step, and where small pages happen to lie made equal code differ by another 1/8.
 KEEP_FREED_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 DTYPE_NAMES = {  # safetensors' names of torch's types
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
     "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
