@@ -21,7 +21,7 @@ from lab import confirm, edits, ledger, opening, report, runner, sandbox, termin
 from lab.commandline import parse
 from lab.corpus import Data
 from lab.display import Display, progress_bar
-from lab.fleet import open_fleet
+from lab.fleet import Fleet
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial
 from lab.model import Researcher
 from lab.notify import notify
@@ -84,7 +84,7 @@ class Loop:
                  researcher: Researcher | None):
         self.options, self.store, self.first, self.data, self.display = options, store, first, data, display
         self.stop = terminal.Stop()
-        self.fleet = open_fleet(options, first, data, display.trial_event, self.stop.now.is_set, display.say)
+        self.fleet = Fleet(options, first, data, display, self.stop.now.is_set)
         self.lost: list[Candidate] = []  # whose slot failed: they start again before anything else
         self.fixed = opening.fixed_files(ROOT, data)
         self.reporting: subprocess.Popen | None = None

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from lab import sandbox
 from lab.ledger import SetupError, one_line
 
 SETTINGS = (
@@ -99,7 +100,7 @@ class Checkout:
         except ImportError:  # it looks for the program when it is imported
             raise SetupError("git cannot be used: install git and gitpython") from None
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
-        with tempfile.TemporaryFile() as stdin:
+        with tempfile.TemporaryFile() as stdin, sandbox.CHILDREN:
             stdin.write(data)
             stdin.seek(0)
             return git.Git(self.root).execute(

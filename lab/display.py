@@ -142,8 +142,12 @@ class Display:
         return [f"{trial.phase} {trial.seconds():.0f}{of} s", trial.memory, trial.said, rival]
 
     def brief(self, slot: int, trial: Running, width: int) -> Text:
-        """One of many trials on a line of its own; what its progress line said comes before what it is."""
-        return lines([f"{slot:2} {', '.join(filter(None, self.facts(trial)))}  {trial.what}"], width)[0]
+        """One of many trials on a line of its own: its number, facts, the incumbent then, what it is."""
+        phase, _, said, rival = self.facts(trial)
+        progress = PROGRESS.search(said)
+        facts = phase, said[progress.start():] if progress else said, rival.removeprefix("incumbent ")
+        what = trial.what.partition(" ")[2]
+        return lines([f"{slot:2} #{trial.number} {', '.join(filter(None, facts))}  {what}"], width)[0]
 
     def draw(self) -> Group:
         """The frame. A narrower window has wrapped the old one: those lines are erased first."""

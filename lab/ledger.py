@@ -82,6 +82,9 @@ class Trial:
         return self.val_bpb is None and self.ending is not Ending.BUSY
 
 
+ON = "on "  # begins the last part of a note, where there are several slots
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of results.tsv; the fields are the columns, in order."""
@@ -107,6 +110,12 @@ class Row:
     sandbox: str = ""
     note: str = ""
     when: str = ""    # ISO 8601, UTC; the order of rows is the file's
+
+    @property
+    def slot(self) -> str:
+        """Where it ran, of several places, as the end of its note says; "" for the only one."""
+        *_, last = self.note.split("; ")
+        return last.removeprefix(ON) if last.startswith(ON) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,17 +99,17 @@ def _card():
     return pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
 
 
-def cards() -> list[tuple[str, str]]:
-    """(UUID, device file) of every card that CUDA_VISIBLE_DEVICES does not hide."""
+def cards() -> list[tuple[str, tuple[str, ...]]]:
+    """(UUID, device files of all other cards) of every card that CUDA_VISIBLE_DEVICES does not hide."""
     import pynvml
 
     pynvml.nvmlInit()
     found = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
-    facts = [(pynvml.nvmlDeviceGetUUID(card), f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(card)}")
-             for card in found]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible is not None else [uuid for uuid, _ in facts]
-    return [fact for n, fact in enumerate(facts) if str(n) in names or fact[0] in names]
+    files = {pynvml.nvmlDeviceGetUUID(card): f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(card)}" for card in found}
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(files)).split(",")
+    all_files = glob.glob("/dev/nvidia[0-9]*")
+    return [(uuid, tuple(path for path in all_files if path != own))
+            for n, (uuid, own) in enumerate(files.items()) if str(n) in names or uuid in names]
 
 
 def card_used_gb() -> float:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from lab import card, corpus, edits, ledger, restrict, sandbox
 from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
+from lab.fleet import slots_here
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
 from lab.memory import read_program
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session
-from lab.slots import slots_here
 from lab.store import Store
 from prepare import DEFAULT_BUDGET_S, default_device
 
@@ -215,10 +215,9 @@ def suspects_machine(session: Session, trial: Trial) -> bool:
 
     Raises SetupError for a machine that is not the session's.
     """
-    known = session.history[0].own.device if session.history else ""
-    if known and trial.device != known:
-        raise SetupError(f"this session was measured on {known}, this machine has {trial.device}; start another with "
-                         f"--tag {session.tag}-2")
+    if session.device not in ("", trial.device):
+        raise SetupError(f"this session was measured on {session.device}, this machine has {trial.device}; start "
+                         f"another with --tag {session.tag}-2")
     last = session.rows[-1] if session.rows else None
     before = last is not None and last.status is Status.CRASH and last.train_seconds == 0
     return trial.ending is Ending.MACHINE or (before and trial.crashed and trial.train_seconds == 0)

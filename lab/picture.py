@@ -66,7 +66,9 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
     axes.set_ylim(low - 0.3 * (high - low), rim + 0.03 * (high - low))
     axes.set(xlabel="experiment", ylabel="val_bpb (lower is better)")
     known = [moment for moment in moments if moment.after is not None]
-    x, y = [moment.place for moment in known], np.array([moment.after for moment in known])
+    # Trials that run at once end in another order than that of their numbers; the line never goes back.
+    x = np.maximum.accumulate([moment.place for moment in known])
+    y = np.array([moment.after for moment in known])
     error = sigma / np.sqrt([moment.n_trials for moment in known])
     axes.step(x, y, where="post", color=COLORS["line"], label="incumbent's estimate")
     axes.fill_between(x, y - error, y + error, step="post", color=COLORS["line"], alpha=0.25, linewidth=0)

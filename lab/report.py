@@ -156,7 +156,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "areas": _grouped(history[1:], areas),
         "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
                     "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
-        "slots": slot_shares(rows, runs),
+        "slots": slot_shares(rows),
         "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
                     for name in ("device", "data", "sandbox", "budget")},
         "rows": [asdict(row) for row in rows],
@@ -193,16 +193,13 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
     return "\n".join([*lines, *("\n".join(["", *part]) for part in parts if part)]).rstrip()
 
 
-def slot_shares(rows: Sequence[Row], runs: Path | None) -> dict[str, str]:
+def slot_shares(rows: Sequence[Row]) -> dict[str, str]:
     """How busy each slot was from the first trial's start to the last one's end; {} where there was one."""
-    def slot_of(row: Row) -> str:
-        return next(memory.read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {}).get("slot") or ""
-
-    if not runs or not any(map(slot_of, rows[-2:])):
+    if not any(row.slot for row in rows[-2:]):
         return {}
     busy_s: Counter[str] = Counter()
     for row in rows:
-        busy_s[slot_of(row)] += row.total_seconds
+        busy_s[row.slot] += row.total_seconds
     ends = [datetime.fromisoformat(row.when).timestamp() for row in rows]
     span_s = max(ends) - min(end - row.total_seconds for row, end in zip(rows, ends, strict=True))
     return {name or "the only slot": f"{seconds / max(span_s, 1):.0%} busy" for name, seconds in sorted(busy_s.items())}

@@ -73,12 +73,12 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
     errors = work / "referee.log"
     card = {"CUDA_VISIBLE_DEVICES": slot.card} if slot.card else {}
-    with open(errors, "wb") as stderr:
+    with open(errors, "wb") as stderr, sandbox.CHILDREN:
         process = subprocess.Popen(
             [sys.executable, "-m", "lab.referee"], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
             env=os.environ | sandbox.THREADS | KEEP_FREED_MEMORY | {"PYTHONIOENCODING": "utf-8"} | card)
-    REFEREES.add(process.pid)
+        REFEREES.add(process.pid)
     deadline = time.monotonic() + longest_s(limits, budget_s)
     try:
         process.stdin.write((json.dumps(spec) + "\n").encode())
@@ -131,7 +131,8 @@ def end(process: subprocess.Popen) -> None:
     process.stdout.close()
     REFEREES.discard(process.pid)
     if process.returncode not in (0, 143):  # it was killed, and could not sweep
-        sandbox.sweep(but=REFEREES)
+        with sandbox.CHILDREN:
+            sandbox.sweep(but=REFEREES)
 
 
 def by_hand(path: Path) -> int:

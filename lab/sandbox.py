@@ -25,6 +25,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -53,6 +54,8 @@ LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH")
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", *LIBRARIES, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS",
                "MKL_NUM_THREADS", "VIRTUAL_ENV", "CC", "CXX", "AUTORESEARCH_DEVICE")
 PR_SET_CHILD_SUBREAPER = 36
+# Held while the agent runs git or starts a referee: the sweep of one trial among several must not end these.
+CHILDREN = threading.Lock()
 
 
 def level() -> str:

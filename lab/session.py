@@ -13,6 +13,7 @@ from lab.ledger import Experiment, Proposal, Row, Status, Trial, one_line
 from lab.store import Store
 
 COMBINED = "combine"  # source of a train.py that joins two changes which were kept side by side
+NOTE_CHARS = 200      # of a note, where the name of a slot follows; a cell has 300
 
 
 class Stopped(Exception):
@@ -82,6 +83,11 @@ class Session:
     def incumbent(self) -> Experiment | None:
         return ledger.incumbent(self.history)
 
+    @property
+    def device(self) -> str:
+        """All trials of a session run on one kind of device; "" before the first one."""
+        return self.history[0].own.device if self.history else ""
+
     def experiment(self, number: int) -> Experiment | None:
         return next((e for e in reversed(self.history) if e.number == number), None)
 
@@ -130,12 +136,15 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
 
 def row_of(candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
     """The row of a trial that has been judged."""
-    proposal, slot = candidate.proposal, f"on {trial.slot}" if trial.slot else ""
+    proposal, parts = candidate.proposal, (trial.reason, trial.note, note, candidate.proposal.note)
+    said = "; ".join(filter(None, parts))
+    if trial.slot:  # at the end, where no long reason cuts it off
+        said = "; ".join(filter(None, (one_line(said, NOTE_CHARS), ledger.ON + trial.slot)))
     return Row(
         commit=candidate.commit[:7], val_bpb=trial.val_bpb, memory_gb=trial.memory_gb, status=status,
         description=one_line(proposal.description), experiment=candidate.number, parent=candidate.parent[:7],
         seed=trial.seed, split=trial.split, budget=trial.budget, train_seconds=trial.train_seconds,
         total_seconds=trial.total_seconds, tokens_m=trial.tokens_m, params_m=trial.params_m,
         source=proposal.source, usd=proposal.usd, device=trial.device, data=trial.data,
-        sandbox=trial.sandbox, note="; ".join(filter(None, (trial.reason, trial.note, note, proposal.note, slot))),
+        sandbox=trial.sandbox, note=said,
         when=ledger.utc_now())

@@ -16,7 +16,7 @@ class Moment:
 
     row: Row
     is_own: bool           # the experiment's own row, not another trial of its commit
-    place: int             # experiments before this one: its place on an axis
+    place: int             # on an axis: its number, for a repeat the highest one so far
     against: int | None    # the incumbent that it was judged against; None for the baseline
     before: float | None   # that incumbent's estimate when the row was judged
     after: float | None    # the incumbent's estimate once the row counted
@@ -33,16 +33,18 @@ def timeline(rows: Sequence[Row]) -> list[Moment]:
     """Every row that counts on the validation split, in the order of the file."""
     moments: list[Moment] = []
     values: dict[int | None, list[float]] = {None: []}  # of each experiment, so far
-    kept: int | None = None
+    kept, highest = None, 0
     for row in rows:
         if row.split != "val" or row.status is Status.BUSY:
             continue
         is_own = row.experiment not in values
+        highest = max(highest, row.experiment)
         # With several trials in flight the parent may no longer be the incumbent that it is judged against.
         rival = kept if is_own or row.status is Status.KEEP else None
         before = statistics.fmean(values[rival]) if values[rival] else None
         values.setdefault(row.experiment, []).extend([] if row.val_bpb is None else [row.val_bpb])
         kept = row.experiment if row.status is Status.KEEP else kept
         after = statistics.fmean(values[kept]) if values[kept] else None
-        moments.append(Moment(row, is_own, len(values) - 2, rival, before, after, len(values[kept])))
+        place = row.experiment if is_own else highest
+        moments.append(Moment(row, is_own, place, rival, before, after, len(values[kept])))
     return moments

@@ -299,17 +299,21 @@ def test_every_phase_has_a_clock(monkeypatch):
         assert words in screen(display, 80)
 
 
-@pytest.mark.parametrize("n_slots, n_lines", [(1, 3), (2, 6), (3, 3), (8, 8), (20, 9)])
+@pytest.mark.parametrize("n_slots, n_lines", [(1, 4), (2, 8), (3, 3), (8, 8), (20, 9)])
 def test_many_slots_have_a_line_each_within_a_usual_window(n_slots, n_lines):
     display = Display("t", plain=False)
-    display.show_session([row(n, 1.0, "keep") for n in range(20)])
+    display.show_session([row(n, 1.0, "keep") for n in range(20)], "50% | loss 3.2000")
+    display.show_limits("stops after 8 hours, about 06:12")
+    display.show_researcher("some-model drafts the next proposal")
     before = len(display.render(80))
     for slot in range(n_slots):
-        display.trial_started(slot, slot + 30, f"idea {slot}", "y", 60)
-        display.trial_event(slot, "clock", 60)
-        display.trial_event(slot, "line", "step 7 | 50% | loss 3.25 | 1000 tok/s")
-    text = screen(display, 100)
-    assert all(f"#{slot + 30} idea {slot} (y)" in text for slot in range(min(n_slots, 8))) and "1000 tok/s" in text
+        display.trial_started(slot, slot + 30, f"idea {slot}", "y", 300)
+        for kind, value in (("clock", 300), ("line", "step 7 | 50% | loss 3.2512 | 41000 tok/s"), ("memory", 43.9)):
+            display.trial_event(slot, kind, value)
+    text, shown = screen(display, 80), range(min(n_slots, 8))
+    assert all(f"idea {slot} (y)" in screen(display, 120) for slot in shown) and text.count("41000 tok/s") == len(shown)
+    facts = "training 0 of 300 s, 50% | loss 3.2512 | 41000 tok/s, then 3.2000"
+    assert n_slots <= 2 or all(f"{slot:2} #{slot + 30} {facts}" in text for slot in shown)
     assert ("and 12 more trials" in text) == (n_slots == 20)
     assert len(display.render(80)) == before + n_lines <= 24
     display.row_written(0, row(30, 0.9, "keep"), [row(30, 0.9, "keep")])

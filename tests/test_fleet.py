@@ -19,13 +19,13 @@ import invariants
 import psutil
 import pytest
 from fakes import TRAIN, environment, git, make_checkout, run_agent
-from test_recovery import recovered, started
+from test_recovery import processes, recovered, started
 
-from lab import ledger, runner, slots
+from lab import fleet, ledger, machine, runner
+from lab.fleet import alike, slots_here
 from lab.ledger import SetupError, Status
 from lab.runner import Slot
 from lab.sandbox import level
-from lab.slots import alike, slots_here
 
 TWO_CORES = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
                                reason="needs two cores")
@@ -54,23 +54,23 @@ def test_places_that_a_machine_lacks_are_refused(n_slots, n_gpus, device, words)
 
 
 def test_only_cards_of_one_name_and_speed_run_together():
-    assert alike([("A", 100.0), ("A", 102.9), ("A", 101.0)]) == [0, 1, 2]
-    assert alike([("A", 100.0), ("A", 103.1), ("A", 103.0)]) == [1, 2] or alike(
-        [("A", 100.0), ("A", 103.1), ("A", 103.0)]) == [0, 2]
-    assert alike([("A", 100.0), ("B", 100.0), ("B", 101.0)]) == [1, 2]
+    assert alike({"a": ("A", 100.0), "b": ("A", 102.9), "c": ("A", 101.0)}) == ["a", "b", "c"]
+    assert alike({"a": ("A", 100.0), "b": ("A", 103.1), "c": ("A", 103.0)}) in (["b", "c"], ["a", "c"])
+    assert alike({"a": ("A", 100.0), "b": ("B", 100.0), "c": ("B", 101.0)}) == ["b", "c"]
 
 
 def test_cards_that_differ_are_refused_with_those_that_may_run_together(monkeypatch):
     speeds = {"GPU-a": 700.0, "GPU-b": 650.0, "GPU-c": 705.0}
-    monkeypatch.setattr(slots.machine, "cards", lambda: [(uuid, f"/dev/nvidia{n}") for n, uuid in enumerate(speeds)])
-    monkeypatch.setattr(slots, "speed_of", lambda uuid: ("H200", speeds[uuid]))
-    with pytest.raises(SetupError, match="CUDA_VISIBLE_DEVICES=0,2"):
+    monkeypatch.setattr(machine, "cards", lambda: [(uuid, (f"not {uuid}",)) for uuid in speeds])
+    monkeypatch.setattr(fleet, "speed_of", lambda uuid: ("H200", speeds[uuid]))
+    with pytest.raises(SetupError, match="CUDA_VISIBLE_DEVICES=GPU-a,GPU-c,"):
         slots_here(1, 0, "cuda")
     with pytest.raises(SetupError, match="there are 3 here"):
         slots_here(1, 4, "cuda")
     speeds["GPU-b"] = 701.0
     found = slots_here(1, 2, "cuda")
     assert [slot.card for slot in found] == ["GPU-a", "GPU-b"] and len({slot.name for slot in found}) == 2
+    assert [slot.hidden for slot in found] == [("not GPU-a",), ("not GPU-b",)]
 
 
 @TWO_CORES
@@ -222,3 +222,32 @@ def test_a_cluster_that_loses_and_wins_a_node_loses_no_row(root, cluster, argume
     assert Counter(row.status for row in rows)[Status.CRASH] == 0
     cluster.close()  # its processes work in this folder too
     recovered(root, path.read_bytes())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("end", ["stop", "head"])
+def test_a_second_ctrl_c_ends_the_trials_of_a_cluster_and_its_heads_death_the_session(root, cluster, arguments, end):
+    train = root / "train.py"
+    train.write_text(train.read_text().replace("SLEEP_S = 0.1", "SLEEP_S = 25"))
+    git(root, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "slow")
+    cluster.join()
+    time.sleep(10)
+    agent = subprocess.Popen([sys.executable, "agent.py", *arguments, "--ray", f"127.0.0.1:{cluster.port}"], cwd=root,
+                             env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 120
+    while not any("train.py" in words for words in processes(root).values()) and time.monotonic() < until:
+        time.sleep(0.1)
+    if end == "head":
+        cluster.kill(cluster.nodes[0])
+    else:
+        agent.send_signal(signal.SIGINT)
+        time.sleep(1)
+        agent.send_signal(signal.SIGINT)
+    out, _ = agent.communicate(timeout=200)
+    print(f"{end}: exit code {agent.returncode}: {out.splitlines()[-1]}")
+    assert (agent.returncode == 0) == (end == "stop")
+    left = [words for words in processes(root).values() if "train.py" in words or "lab.referee" in words]
+    assert end == "head" or not left
+    cluster.close()
+    recovered(root, (root / "results.tsv").read_bytes())

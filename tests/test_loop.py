@@ -23,7 +23,7 @@ from lab import edits, ledger
 from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
 from lab.opening import row_warnings
 from lab.report import who_proposed
-from lab.session import Again, Candidate, New, Session, Stopped, candidate_of
+from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
 from lab.timeline import timeline
 from lab.turns import Limits, n_ideas, tuner_credit
@@ -520,6 +520,13 @@ def test_a_trial_without_its_machine_runs_again_before_anything_else_and_counts_
     assert again.n_busy(1) == 0 and again.incumbent.val_bpb == 0.9 and next_step(again, (), 0.3) is Turn.MODEL
     repeat = session(experiment(0, "keep", 1.0, 3.0, statuses=("busy",)))
     assert next_step(repeat, (), 0.3) == Again(0) and repeat.incumbent.val_bpb == 1.0
+
+
+def test_a_long_reason_does_not_cut_off_where_a_trial_ran():
+    ended = replace(trial(None), reason="x" * 900, slot="a-host.example GPU 3")
+    row = ledger.parse_row(ledger.format_row(row_of(candidate(), ended, Status.CRASH, "")))
+    assert row.slot == "a-host.example GPU 3" and row.note.startswith("xxx")
+    assert row_of(candidate(), replace(ended, slot=""), Status.CRASH, "").slot == ""
 
 
 def test_a_busy_trial_runs_again_with_its_own_seed():

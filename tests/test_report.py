@@ -134,6 +134,19 @@ def test_the_estimate_is_the_mean_of_the_incumbents_trials_in_the_order_of_the_f
     assert [n for _, _, n in after] == [1, 1, 1, 1, 2, 1]
 
 
+def test_the_axis_is_the_number_where_trials_end_in_another_order():
+    rows = [NIGHT[0], row(2, 0.99, "keep"), row(1, 0.995, "discard"), row(0, 1.001, "repeat"), row(3, 0.98, "keep")]
+    assert [moment.place for moment in timeline(rows)] == [0, 2, 1, 2, 3]
+    kinds = {number: kind for number, kind in points(draw(rows)[1]) if kind != "repeat"}
+    assert kinds == {"0": "keep", "1": "discard", "2": "keep", "3": "keep"}
+
+
+def test_the_busy_share_of_each_slot_is_read_from_the_notes_alone():
+    rows = [replace(r, note=f"{r.note}; on slot {n % 2}") for n, r in enumerate(NIGHT)]
+    assert report.as_json(rows)["slots"] == {"slot 0": "51% busy", "slot 1": "51% busy"}
+    assert report.as_json(NIGHT)["slots"] == {}
+
+
 def test_points_equal_rows_and_table_rows_equal_experiments():
     text = page(NIGHT + CONFIRMED)
     assert len(points(text)) == len(NIGHT)  # the test split has no place on the validation axis
