@@ -49,10 +49,7 @@ def code_hash() -> str:
 
 def there(slot: Slot, tag: str, corpus: tuple[str, int], measured: bytes,
           spec: dict) -> Iterator[tuple[str, object]]:
-    """A trial in a worker: what its referee tells, at last ("ended", (trial, `measured` anew)).
-
-    measured: what the session's baseline measured; a trial of the baseline gives it.
-    """
+    """A trial in a worker: what its referee tells, then "ended", (trial, what a baseline measured)."""
     os.chdir(ROOT)
     sandbox.hide()
     folder, told, stopped = ROOT / "runs" / tag, SimpleQueue(), Event()
@@ -91,9 +88,8 @@ class Cluster:
                              "with `ray start --head`, or see the README") from None
         self.say, self.said = say, set()
         self.corpus = data.source, data.shards
-        self.expected = {"data": data.hash, "code": code_hash()}  # of every host ...
-        if session.device:  # ... the rest as the first one that is asked says it
-            self.expected["device"] = session.device
+        self.expected = {"data": data.hash, "code": code_hash()}  # the rest as the first host says it
+        self.expected |= {"device": session.device} if session.device else {}
         self.known: dict[tuple[str, int], Slot] = {}  # by node and number of the GPU there
         self.asked: dict[ray.ObjectRef, Slot] = {}    # checks under way
         self.look_at = 0.0

@@ -145,6 +145,38 @@ def test_the_last_slot_that_fails_ends_the_session(root, agents, arguments):
     recovered(root, b"")
 
 
+KILLS_A_REFEREE = """\
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+from lab import runner
+from lab.checkout import Checkout
+from lab.corpus import open_data
+
+def kill(kind, value):
+    [referee] = [child for child in psutil.Process().children() if "lab.referee" in child.cmdline()]
+    referee.kill()
+
+here, data = Path.cwd(), open_data(sys.argv[1])
+with ThreadPoolExecutor(1) as thread:
+    trial = thread.submit(runner.run, Path("train.py").read_text(), data=data, seed=1, budget_s=1.0,
+                          folder=here / "runs", on_event=kill)
+    while not trial.done():
+        status, _, said = Checkout(here).run("-c", "alias.nap=!sleep 0.5", "nap")
+        assert not status, (status, said)
+        time.sleep(0.01)
+print(type(trial.exception()).__name__)
+"""
+
+
+def test_the_sweep_after_a_killed_referee_spares_the_git_beside_it(root, corpus_path, corpus):
+    done = subprocess.run([sys.executable, "-c", KILLS_A_REFEREE, str(corpus_path)], cwd=root, env=environment(),
+                          capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("RefereeFailed\n", "")
+
+
 # A cluster --------------------------------------------------------------------------------------
 
 
