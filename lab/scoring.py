@@ -15,7 +15,7 @@ import numpy as np
 from lab.child import Child, ContractBroken
 from lab.corpus import Data
 from lab.ledger import Ending
-from lab.wire import LOGIT_DTYPES, LOGITS, page_lock
+from lab.wire import LOGIT_DTYPES, LOGIT_SLOTS, LOGITS, page_lock
 
 SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer takes at most so long; nobody trains there ...
 SLOW_TRAINED = 10.0                      # ... nor so many times as long as training on its rows took
@@ -33,6 +33,7 @@ class Scorer:
 
         self.rows = data.split(split)[: data.eval_rows[split]]   # (N, T + 1)
         self.on_gpu, self.row_logits = device == "cuda", data.max_seq_len * data.vocab_size
+        self.asks_ahead = LOGIT_SLOTS - 1 if self.on_gpu else 1  # one copied, one computed; or cores shared
         n_tokens = GPU_TOKENS if self.on_gpu else max(1, CACHED_NUMBERS // data.vocab_size)
         where = "cuda" if self.on_gpu else "cpu"
         self.piece = torch.empty(n_tokens, data.vocab_size, device=where)
@@ -56,7 +57,7 @@ class Scorer:
     def rows_an_ask(self, wanted: int, logits_bytes: int) -> int:
         """Rows of an ask: those of a training batch, if they fit into a slot and leave enough asks."""
         doubled = wanted if self.on_gpu else 2 * wanted  # fewer, larger; a GPU's memory is full
-        fit = logits_bytes // (2 * 4 * self.row_logits)
+        fit = logits_bytes // (LOGIT_SLOTS * 4 * self.row_logits)
         return max(1, min(doubled, len(self.rows) // LEAST_ASKS, fit))
 
     def ask_all(self, child: Child, order: np.ndarray, inputs: np.ndarray, wanted_rows: int,
@@ -72,32 +73,33 @@ class Scorer:
         asks = batches(order, self.rows_an_ask(wanted_rows, logits_bytes))
         losses, dtype, waits_s = np.empty(inputs.shape, np.float32), "", []
 
-        def send(number: int) -> float:
-            began = time.monotonic()
-            if number < len(asks):
-                rows = asks[number]
+        def send(number: int) -> None:
+            rows = asks[number] if number < len(asks) else order[:0]  # none: it is over
+            if number <= len(asks):
                 child.answer(float(len(rows)), inputs[rows], deadline, LATE)
-            return began
 
         with mmap.mmap(child.logits_fd, logits_bytes) as shared:
-            slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(2)
-            sent_at = send(0)
+            slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(LOGIT_SLOTS)
+            for number in range(self.asks_ahead):
+                send(number)
+            asked_at = time.monotonic()
             for number, rows in enumerate(asks):
                 limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s)
-                dtype = answer_type(child, min(deadline, sent_at + limit_s), dtype)
-                waits_s.append(time.monotonic() - sent_at)
+                dtype = answer_type(child, min(deadline, asked_at + limit_s), dtype)
+                waits_s.append(time.monotonic() - asked_at)
                 kind = getattr(torch, dtype)
-                logits = slots[number % 2][: len(rows) * self.row_logits * kind.itemsize]
-                if self.on_gpu:  # it computes the next answer while this one is scored
-                    sent_at = send(number + 1)
-                    if number < 2:
+                logits = slots[number % LOGIT_SLOTS][: len(rows) * self.row_logits * kind.itemsize]
+                if self.on_gpu:  # it computes while this answer is scored
+                    send(number + self.asks_ahead)
+                    asked_at = time.monotonic()
+                    if number < LOGIT_SLOTS:
                         page_lock(logits)
                 logits = logits.view(kind).view(len(rows), n_places, -1)
                 losses[rows] = self.losses(logits, self.rows[rows, 1:])
                 if not self.on_gpu:
-                    sent_at = send(number + 1)
+                    send(number + self.asks_ahead)
+                    asked_at = time.monotonic()
             del logits, slots
-        child.answer(0.0, inputs[:0], deadline, LATE)
         check_waits(waits_s, len(asks[0]) * row_s)
         return losses, dtype
 

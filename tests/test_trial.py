@@ -23,6 +23,7 @@ from fakes import TRAIN
 
 from lab import child, ledger, machine, runner, sandbox, scoring, wire
 from lab.child import ContractBroken, remove
+from lab.corpus import Data
 from lab.ledger import Ending, Row, Status, Trial
 from lab.referee import LATE_SLACK_S, Training
 
@@ -323,6 +324,40 @@ def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, rea
         os.close(process.logits_fd)
 
 
+class OneBehind(Scripted):
+    """A trial on a GPU: an answer is told when the next ask is there, and copied as early as that may be."""
+
+    def __init__(self, data: Data):
+        super().__init__(data.max_seq_len * data.vocab_size, {}, {})
+        self.vocab_size = data.vocab_size
+        self.memory = np.memmap(f"/proc/self/fd/{self.logits_fd}", np.float32, "r+").reshape(wire.LOGIT_SLOTS, -1)
+        self.asked, self.n_told = [], 0
+
+    def answer(self, n_rows: float, tokens: np.ndarray, deadline: float, why: str) -> None:
+        if n_rows:  # logits 9 for the token itself, so that each row has losses of its own
+            logits = 9 * np.eye(self.vocab_size, dtype=np.float32)[tokens]
+            self.memory[len(self.asked) % wire.LOGIT_SLOTS, : logits.size] = logits.ravel()
+        self.asked.append(int(n_rows))
+
+    def request(self, deadline: float, why: str) -> tuple[bytes, int]:
+        self.n_told += 1
+        assert len(self.asked) > self.n_told, "it waits for an ask, its referee for an answer"
+        return wire.LOGITS, 0
+
+
+def test_a_gpu_computes_while_answers_are_copied_and_scored(corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "page_lock", lambda memory: None)
+    plain, ahead = scoring.Scorer(corpus, "val", "cpu"), scoring.Scorer(corpus, "val", "cpu")
+    ahead.on_gpu, ahead.asks_ahead = True, wire.LOGIT_SLOTS - 1
+    process = OneBehind(corpus)
+    losses, _ = ahead.ask_all(
+        process, np.arange(len(ahead.rows)), ahead.rows[:, :-1], 2, math.inf, 30.0, 60.0)
+    os.close(process.logits_fd)
+    logits = torch.eye(corpus.vocab_size)[torch.from_numpy(ahead.rows[:, :-1].astype(np.int64))] * 9
+    assert losses == pytest.approx(plain.losses(logits, ahead.rows[:, 1:]))
+    assert process.asked[-1] == 0 and 0 not in process.asked[:-1]
+
+
 def test_a_process_that_is_slow_each_time_may_be_no_slower_than_its_training():
     """The median of its own answers alone would let the first one train for three of them."""
     answers_s = [7.0] * 64
@@ -557,7 +592,8 @@ for text, budget_s in ((code, 60.0), ("raise RuntimeError('boom')", 60.0), (code
 
 def test_a_few_more_steps_of_a_kept_train_py_say_where_its_time_goes(corpus, tmp_path):
     code = TRAIN.replace("    for batch in stream(", "    for batch in batches(").replace(
-        "def main", "def batches(*sizes):\n    for batch in stream(*sizes):\n        yield batch\n\n\ndef main")
+        "def main", "def batches(*sizes):\n    for batch in stream(*sizes):\n        sum(range(200_000))\n"
+        "        yield batch\n\n\ndef main")
     done = subprocess.run([sys.executable, "-c", PROFILE, str(corpus.folder), code, str(tmp_path)],
                           capture_output=True, text=True, check=True)
     told, failed, late = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('"'))
