@@ -7,13 +7,11 @@ inputs only after the file of what was learnt is whole; targets and byte counts 
 computed here, from logits, and nothing a trial prints is parsed. When this process ends, so has
 every process of the trial. It does not know what an experiment is.
 
-How large may a file be? It is whole before the trial sees a validation row, so whatever it holds
-was learnt in time, and a larger one gives nobody a better number. What a module holds is untrusted
-code's own word, in the trial as in the witness, and a buffer of zeros makes it as large as one
-likes: no bound comes from there. Memory is the bound. The referee's copy, what the witness reads,
-the tensors made of it and its module are four times the file, so it may fill a quarter of what was
-free at the trial's start. Pages that nobody wrote do not count: nobody can claim a file that was
-not paid for with memory and time of the trial's own.
+How large may a file be? It is whole before the trial sees a validation row, so a larger one gives
+nobody a better number, and what a module holds is untrusted code's own word. Memory is the bound:
+the referee's copy, what the witness reads, the tensors made of it and its module are four times the
+file, so it may fill a quarter of what was free. Beyond the baseline's size, which the referee takes
+while the trial starts, pages that nobody wrote do not count: the trial pays for its file.
 """
 
 import json
@@ -186,9 +184,8 @@ def run(spec: dict) -> dict:
     trial = measure(spec, data, known, file_fd)
     broken, log, val_bpb, witnessed = trial.child.broken, trial.child.log_text(), None, False
     notes = [trial.training.note, trial.child.note]
-    busy = ""
-    if probe_s and not broken:
-        busy = machine.verdict(work, trial.training.lost, probe_s, spec["last_try"])
+    is_measured = probe_s and not broken
+    busy = machine.verdict(work, trial.training.lost, probe_s, spec["last_try"]) if is_measured else ""
     if busy and spec["last_try"]:
         notes.append(busy)
     elif busy:
@@ -227,6 +224,8 @@ def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Mea
     training = Training(spec, free_s)
     with child_of(spec, data, file_fd) as child:
         tell("start", None)
+        if known and sys.platform == "linux":  # to write into memory that nobody had yet takes 1 s a GB
+            os.posix_fallocate(file_fd, 0, min(known.file_bytes, os.fstat(file_fd).st_size))
         scorer = Scorer(data, spec["split"], spec["device"])  # imports torch beside the trial
         training.feed(child, data, file_fd, limits.start_s)
         tell("score", None)
@@ -284,7 +283,8 @@ def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
     with mapped(copy_fd, trial.training.file_bytes) as content:
         (Path(spec["work"]) / "candidate.safetensors").write_bytes(content)
     if spec["is_baseline"]:
-        baseline.write(Path(spec["folder"]), trial.training.start_s(), trial.losses)
+        measured = Baseline(trial.training.start_s(), trial.training.file_bytes, trial.losses)
+        baseline.write(Path(spec["folder"]), measured)
 
 
 def profile(spec: dict, data: Data, training: Training) -> str:

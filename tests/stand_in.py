@@ -58,7 +58,7 @@ def run(spec):
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(spec["cache"])
     if spec["is_baseline"]:
-        baseline.write(Path(spec["folder"]), 1.0, np.zeros(1))
+        baseline.write(Path(spec["folder"]), Baseline(1.0, 1, np.zeros(1)))
     with open(folder + "/train.py", "w") as file:
         file.write(spec["code"])
     with open("runs/trials.txt", "a") as file:
