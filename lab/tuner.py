@@ -131,7 +131,9 @@ def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int
     told = [(math.inf if bpb is None else bpb, knobs(earlier)) for earlier, bpb in history]
     told = [(bpb, values) for bpb, values in told if values.keys() == names]
     told.sort(key=lambda trial: (trial[0], sorted(trial[1].items())))  # best first, crashes last
-    for _ in range(ATTEMPTS if found else 0):
+    for attempt in range(ATTEMPTS if found else 0):
+        if attempt == ATTEMPTS // 2:
+            told = []  # near the best all is tried: anywhere in the neighbourhood then
         numbers = rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE)))
         few = [found[number] for number in sorted(numbers)]
         places = _places(few, told, rng.randrange(2**31))

@@ -195,3 +195,13 @@ def test_constants_of_the_other_kind_of_device_are_left_alone(device, mine, othe
     assert after[others] == before[others] and after[mine] != before[mine]
     only_others = f"{others} = 8\n"
     assert first(only_others, device=device) is None
+
+
+def test_two_constants_last_for_a_night():
+    """Once all is tried that the history speaks for, it draws anywhere in the neighbourhood."""
+    code = "RATE = 0.00014\nWIDTH = 2**16\n"
+    tried, history = {code}, []
+    for number in range(100):
+        made = next(idea.code for idea in tuner.variations(code, history, number) if idea.code not in tried)
+        tried.add(made)
+        history.append((made, 3.0))
