@@ -131,10 +131,15 @@ class Experiment:
         return Status.KEEP if self.kept_at >= 0 else self.own.status
 
     def values(self, split: str, budget_s: float | None = None) -> list[float]:
-        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count."""
+        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count.
+
+        No witness has seen a discard's own number. It counts for as long as there is no other.
+        """
         budget_s = self.own.budget if budget_s is None else budget_s
         rows = [row for row in self.rows if row.status != Status.BUSY and row.val_bpb is not None]
-        return [row.val_bpb for row in rows if (row.split, row.budget) == (split, budget_s)]
+        rows = [row for row in rows if (row.split, row.budget) == (split, budget_s)]
+        witnessed = [row for row in rows if row.status is not Status.DISCARD or split == "test"]
+        return [row.val_bpb for row in witnessed or rows]
 
     @property
     def val_bpb(self) -> float | None:
