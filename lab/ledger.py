@@ -73,6 +73,7 @@ class Trial:
     witnessed: bool = False     # a second process that was told nothing said the same
     note: str = ""              # measured peculiarities ("pins its own seed", ...)
     log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
+    late_log: str = ""          # what it printed once it knew validation rows: never for the researcher
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
     profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
     slot: str = ""              # where it ran, of several places; "" for the only one
