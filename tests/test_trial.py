@@ -569,6 +569,13 @@ def test_what_counts_is_what_it_wanted_and_strangers_took(after, lost):
     assert machine.lost_share(reading(), after, 2) == pytest.approx(lost)
 
 
+def test_the_time_of_children_that_a_trial_let_nobody_count_is_no_strangers():
+    """It ignores their ends, so the kernel adds what they used to no parent's figures."""
+    before = machine.Reading(0.0, 0.0, 0.0, 0.0, 0.0, {1: 5.0})
+    after = machine.Reading(10.0, 20.0, 0.0, 0.0, 20.0, {1: 6.0, 7: 0.5})
+    assert machine.lost_share(before, after, 2) == pytest.approx(1.5 / 20)
+
+
 def test_a_slower_machine_is_told_from_the_sessions_usual_noise():
     steady, noisy = [1.0, 1.01, 0.99, 1.0, 1.0, 1.01, 0.99], [1.0, 1.2, 0.9, 1.1, 0.8, 1.15, 0.95]
     assert machine.slower([1.0, 1.2], steady) == pytest.approx(0.2)
