@@ -104,7 +104,7 @@ def follow(process: subprocess.Popen, deadline: float, on_event: Callable,
            interrupted: Callable) -> dict | None:
     """Pass the referee's events on until its result; None when it ends without one, or must."""
     pending = b""
-    with selectors.DefaultSelector() as selector:
+    with selectors.PollSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while time.monotonic() < deadline and not interrupted():
             if not selector.select(0.1):
@@ -150,7 +150,7 @@ def by_hand(path: Path) -> int:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
     for name, value in asdict(trial).items():
-        if name not in ("log", "phases", "profile"):
+        if name not in ("log", "late_log", "phases", "profile"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
 
@@ -179,7 +179,9 @@ def save_log(trial: Trial, runs: Path, number: int) -> None:
     """What a trial of an experiment printed beside what was measured, for the morning."""
     path = runs / f"{number:04d}-{trial.seed}.log"
     path.write_text(trial.log, encoding="utf-8", errors="replace")
-    facts = {name: value for name, value in asdict(trial).items() if name != "log"}
+    if trial.late_log:
+        path.with_suffix(".late.log").write_text(trial.late_log, encoding="utf-8", errors="replace")
+    facts = {name: value for name, value in asdict(trial).items() if name not in ("log", "late_log")}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import mmap
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,7 +34,6 @@ class Scorer:
 
         self.rows = data.split(split)[: data.eval_rows[split]]   # (N, T + 1)
         self.on_gpu, self.row_logits = device == "cuda", data.max_seq_len * data.vocab_size
-        self.asks_ahead = LOGIT_SLOTS - 1 if self.on_gpu else 1  # one copied, one computed; or cores shared
         n_tokens = GPU_TOKENS if self.on_gpu else max(1, CACHED_NUMBERS // data.vocab_size)
         where = "cuda" if self.on_gpu else "cpu"
         self.piece = torch.empty(n_tokens, data.vocab_size, device=where)
@@ -68,40 +68,54 @@ class Scorer:
         """
         import torch
 
-        deadline = time.monotonic() + limit_s
         logits_bytes, n_places = os.fstat(child.logits_fd).st_size, inputs.shape[1]
         asks = batches(order, self.rows_an_ask(wanted_rows, logits_bytes))
+        rehearsal = np.random.default_rng().integers(0, self.piece.shape[1], (len(asks[0]), n_places))
+        questions = Questions(child, [rehearsal, *(inputs[rows] for rows in asks)], limit_s)
         losses, dtype, waits_s = np.empty(inputs.shape, np.float32), "", []
-
-        def send(number: int) -> None:
-            rows = asks[number] if number < len(asks) else order[:0]  # none: it is over
-            if number <= len(asks):
-                child.answer(float(len(rows)), inputs[rows], deadline, LATE)
-
         with mmap.mmap(child.logits_fd, logits_bytes) as shared:
             slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(LOGIT_SLOTS)
-            for number in range(self.asks_ahead):
-                send(number)
-            asked_at = time.monotonic()
-            for number, rows in enumerate(asks):
+            asked_at = questions.send(0)
+            for number, rows in enumerate([asks[0], *asks]):  # as many at the rehearsal
                 limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s)
-                dtype = answer_type(child, min(deadline, asked_at + limit_s), dtype)
+                dtype = answer_type(child, min(questions.deadline, asked_at + limit_s), dtype)
                 waits_s.append(time.monotonic() - asked_at)
                 kind = getattr(torch, dtype)
                 logits = slots[number % LOGIT_SLOTS][: len(rows) * self.row_logits * kind.itemsize]
-                if self.on_gpu:  # it computes while this answer is scored
-                    send(number + self.asks_ahead)
-                    asked_at = time.monotonic()
+                if self.on_gpu:  # it copies and computes while this answer is scored
+                    asked_at = questions.send(number + LOGIT_SLOTS - 1)
                     if number < LOGIT_SLOTS:
                         page_lock(logits)
                 logits = logits.view(kind).view(len(rows), n_places, -1)
-                losses[rows] = self.losses(logits, self.rows[rows, 1:])
+                if number:
+                    losses[rows] = self.losses(logits, self.rows[rows, 1:])
                 if not self.on_gpu:
-                    send(number + self.asks_ahead)
-                    asked_at = time.monotonic()
+                    asked_at = questions.send(number + 1)
             del logits, slots
         check_waits(waits_s, len(asks[0]) * row_s)
         return losses, dtype
+
+
+class Questions:
+    """What a process is asked: random tokens, then batches of rows, then nothing more.
+
+    The random ones are a rehearsal: what fails, fails there, and the researcher may read its words.
+    """
+
+    def __init__(self, child: Child, inputs: Sequence[np.ndarray], limit_s: float):
+        """inputs: (rows, T) each, the rehearsal first."""
+        self.child, self.inputs, self.n_sent = child, [*inputs, inputs[0][:0]], 0
+        self.deadline = time.monotonic() + limit_s
+
+    def send(self, number: int) -> float:
+        """Send all that are left up to this one; when they were."""
+        while self.n_sent <= min(number, len(self.inputs) - 1):
+            if self.n_sent == 1:
+                self.child.begin_rows()
+            tokens = self.inputs[self.n_sent]
+            self.child.answer(float(len(tokens)), tokens, self.deadline, LATE)
+            self.n_sent += 1
+        return time.monotonic()
 
 
 def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:

@@ -487,13 +487,22 @@ def test_what_lies_below_an_incumbent_that_its_repeats_raised_is_measured_again_
     now, repeat = session(*history), candidate(3, is_repeat=True)
     assert next_step(now, (), 0.0) == Again(3)
     assert next_step(now, (repeat,), 0.0) is Turn.MODEL
-    assert judge(now, repeat, trial(0.97))[0] is Status.KEEP, "0.945 is the mean of its trials"
-    assert judge(now, repeat, trial(0.99))[0] is Status.REPEAT
+    assert judge(now, repeat, trial(0.94))[0] is Status.KEEP
+    assert judge(now, repeat, trial(0.97))[0] is Status.REPEAT, "no witness has seen its 0.92"
     assert judge(now, repeat, trial(None))[0] is Status.REPEAT
     assert judge(now, repeat, trial(0.5, witnessed=False))[0] is Status.REPEAT
     assert judge(now, candidate(1, is_repeat=True), trial(0.5))[0] is Status.REPEAT, "it is the incumbent"
     history[2:4] = experiment(2, "discard", 0.94, 0.99), experiment(3, "discard", 0.92, None)
     assert next_step(session(*history), (), 0.0) is Turn.MODEL, "each is asked once for a trial of the incumbent"
+
+
+def test_the_number_of_a_discard_which_no_witness_has_seen_counts_in_no_estimate_of_an_incumbent():
+    """A file could cheat just so much that it is no keep, and be honest when its turn comes."""
+    now = session(experiment(0, "keep", 0.90, 1.0), experiment(1, "discard", 0.91))
+    assert now.history[1].val_bpb == 0.91 and next_step(now, (), 0.0) == Again(1)
+    row = Row("c1", 0.94, status=Status.KEEP, experiment=1, seed=101, budget=300.0)
+    now = now.after(row, candidate(1, "rival", is_repeat=True))
+    assert (now.incumbent.number, now.incumbent.values("val"), timeline(now.rows)[-1].after) == (1, [0.94], 0.94)
 
 
 def test_an_earlier_keep_that_stays_lower_is_the_incumbent_again():

@@ -334,7 +334,7 @@ def frames_of_a_trial(corpus, folder, **changes: str) -> list[int]:
     code = ablation.without(SOURCE, [*COUNTED, ("CPU_LAYERS", "4"), *changes.items()])
     done = runner.run(code, data=corpus, seed=0, budget_s=1.0, folder=folder, witness_below=-math.inf, last_try=True)
     assert done.val_bpb, done.log
-    return [int(n) for n in re.findall(r"(?m)^(?:warm|trained|scored) (\d+)$", done.log)]
+    return [int(n) for n in re.findall(r"(?m)^(?:warm|trained|scored) (\d+)$", done.log + done.late_log)]
 
 
 def test_a_short_budget_on_a_cpu_has_short_steps(monkeypatch):

@@ -194,6 +194,47 @@ raise SystemExit("left a daemon")
     assert set(sandbox.descendants(os.getpid())) <= set(before)
 
 
+def test_what_it_prints_once_it_knows_validation_rows_is_not_for_the_researcher(run, tmp_path):
+    trial = run(with_body("""
+print("before", flush=True)
+def answer(x):
+    asked.append(x)
+    if len(asked) > 1:
+        print("TypeError: secret", x[0].tolist(), flush=True)
+    if len(asked) > 2:
+        raise ValueError("secret")
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+asked = []
+finish(Function(answer))
+"""))
+    assert trial.reason == "ValueError while it was scored (exit code 1)" and trial.ending is Ending.CRASHED
+    assert trial.log == "before\n" and "secret" in trial.late_log
+    runner.save_log(trial, tmp_path, 7)
+    assert runner.read_log(tmp_path, 7, 1) == "before\n" and "secret" in (tmp_path / "0007-1.late.log").read_text()
+    assert "secret" not in (tmp_path / "0007-1.json").read_text()
+
+
+def test_what_fails_in_the_rehearsal_keeps_its_words(run):
+    trial = run(with_body("finish(Function(lambda x: torch.zeros(3)))"))
+    assert "ValueError: logits of shape (3,), expected" in trial.reason and "Traceback" in trial.log
+
+
+@pytest.mark.parametrize(("words", "code", "reason"), [
+    (("", ""), -40, "signal 40"), (("", ""), -9, "signal SIGKILL"), (("KeyError: 1\nbye", ""), 1, "KeyError: 1 (exit"),
+    (("KeyError: 1", "a.b.OutOfMemoryError: 3"), 1, "OutOfMemoryError while"),
+    (("", "SecretError: 1"), 1, "ended while")])
+def test_the_reason_of_an_end_names_what_may_be_said(words, code, reason):
+    assert reason in child.last_error(*words, code)
+
+
+def test_a_disk_that_a_trial_fills_with_bytes_or_files_ends_it():
+    n_bytes, n_files = child.disk_left()
+    assert child.watch((n_bytes, n_files)) >= 0
+    for before in ((n_bytes + 17 * 10**9, n_files), (n_bytes, n_files + 1_100_000), (3 * n_bytes, n_files)):
+        with pytest.raises(ContractBroken, match="of the disk"):
+            child.watch(before)
+
+
 def test_an_interrupt_ends_the_trial(run):
     before = sandbox.descendants(os.getpid())
     assert run(TRAIN, budget_s=100, interrupted=lambda: True) is None
@@ -259,6 +300,17 @@ def test_start_up_beyond_the_free_part_counts(capsys):
     assert (early.clock_at, early.note, late.clock_at) == (5.0, "", 10.0) and "5 s of it counted" in late.note
 
 
+def test_start_up_beyond_the_free_part_counts_without_a_pull():
+    """Else a trial that never asks for a batch could train for as long as a start may take."""
+    fd = wire.sealable_memory("model", 1 << 20)
+    os.pwrite(fd, b"x" * 5000, 0)
+    one = training(started_at=time.monotonic() - 200.0)
+    one.take_file(fd, 5000)
+    os.close(fd)
+    with pytest.raises(ContractBroken, match="trained past its budget"):
+        one.check_deadline()
+
+
 def test_a_file_may_be_late_by_a_median_step_and_its_bytes_but_by_a_fiftieth_of_the_budget_at_most():
     assert training().late_s() == pytest.approx(0.3 + LATE_SLACK_S)                                  # 0.3 %
     steps = training(pulled_at=[0.0, 1.0, 2.0, 9.0, 10.0])
@@ -295,6 +347,9 @@ class Scripted:
     def __init__(self, row_logits: int, types: dict[int, int], late: dict[int, float]):
         self.logits_fd, _ = wire.logits_memory(row_logits)
         self.types, self.late, self.n_asked = types, late, 0
+
+    def begin_rows(self) -> None:
+        assert self.n_asked == 1  # the rehearsal
 
     def answer(self, n_rows: float, tokens: np.ndarray, deadline: float, why: str) -> None:
         self.n_asked += n_rows > 0
@@ -338,17 +393,18 @@ class OneBehind(Scripted):
             logits = 9 * np.eye(self.vocab_size, dtype=np.float32)[tokens]
             self.memory[len(self.asked) % wire.LOGIT_SLOTS, : logits.size] = logits.ravel()
         self.asked.append(int(n_rows))
+        super().answer(n_rows, tokens, deadline, why)
 
     def request(self, deadline: float, why: str) -> tuple[bytes, int]:
         self.n_told += 1
-        assert len(self.asked) > self.n_told, "it waits for an ask, its referee for an answer"
+        assert len(self.asked) > self.n_told or self.n_told == 1, "it waits for an ask, its referee for an answer"
         return wire.LOGITS, 0
 
 
 def test_a_gpu_computes_while_answers_are_copied_and_scored(corpus, monkeypatch):
     monkeypatch.setattr(scoring, "page_lock", lambda memory: None)
     plain, ahead = scoring.Scorer(corpus, "val", "cpu"), scoring.Scorer(corpus, "val", "cpu")
-    ahead.on_gpu, ahead.asks_ahead = True, wire.LOGIT_SLOTS - 1
+    ahead.on_gpu = True
     process = OneBehind(corpus)
     losses, _ = ahead.ask_all(
         process, np.arange(len(ahead.rows)), ahead.rows[:, :-1], 2, math.inf, 30.0, 60.0)
@@ -547,6 +603,13 @@ def reading(wall=0.0, busy=0.0, stolen=0.0, own=0.0, waited=0.0):
 ])
 def test_what_counts_is_what_it_wanted_and_strangers_took(after, lost):
     assert machine.lost_share(reading(), after, 2) == pytest.approx(lost)
+
+
+def test_the_time_of_children_that_a_trial_let_nobody_count_is_no_strangers():
+    """It ignores their ends, so the kernel adds what they used to no parent's figures."""
+    before = machine.Reading(0.0, 0.0, 0.0, 0.0, 0.0, {1: 5.0})
+    after = machine.Reading(10.0, 20.0, 0.0, 0.0, 20.0, {1: 6.0, 7: 0.5})
+    assert machine.lost_share(before, after, 2) == pytest.approx(1.5 / 20)
 
 
 def test_a_slower_machine_is_told_from_the_sessions_usual_noise():
