@@ -4,7 +4,6 @@ import ast
 import math
 import random
 import re
-from functools import cache
 
 import pytest
 from hypothesis import example, given, settings
@@ -50,13 +49,8 @@ FREE = {"BATCH": 2**18, "ACCUMULATION": 8, "DEPTH": 9, "WIDTH": 640, "ROPE_BASE"
         "MOMENTUM": 0.95, "DECAY": 3e-4, "OFFSET": -0.5, "SCALE": 1.15}
 
 
-@cache
-def first_of(code: str, history: tuple, seed: int, device: str) -> Proposal | None:
-    return next(tuner.variations(code, history, seed, device), None)
-
-
 def first(code: str, history=(), seed: int = 0, device: str = "cpu") -> Proposal | None:
-    return first_of(code, tuple(history), seed, device)
+    return next(tuner.variations(code, history, seed, device), None)
 
 
 def shape(code: str) -> str:
