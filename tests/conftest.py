@@ -15,7 +15,6 @@ os.environ["GIT_TEST_FSYNC"] = "false"  # git's own switch; no test pulls the pl
 
 import stand_in  # noqa: E402
 
-from lab import packing  # noqa: E402
 from lab.corpus import Data, open_data  # noqa: E402
 
 SYLLABLES = ["ka", "lo", "mi", "ru", "ten", "sa", "ví", "or", "an", "the", "ing", "7", "42", "do", "er", "st"]
@@ -59,10 +58,8 @@ def corpus(cache: Path, corpus_path: Path) -> Data:
 
 @pytest.fixture(scope="session")
 def builtin(cache: Path) -> Data:
-    """The builtin corpus, prepared once (8 s), its tokenizer from a sample of the text."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "TOKENIZER_BYTES", 2_000_000)
-        return open_data("builtin")
+    """The builtin corpus, prepared once (10 s)."""
+    return open_data("builtin")
 
 
 @pytest.fixture(scope="session")
