@@ -47,7 +47,7 @@ CARD_EVERY_S = 1.0                   # how often a GPU is looked at
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrialLimits:
     """Seconds of patience; each ends the trial, and the row's reason says which it was."""
 
     start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch
@@ -56,7 +56,7 @@ class Limits:
     stop_s: float = 10.0       # from the last logits to the end of the process
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TrialLimits()
 
 
 class Training:
@@ -221,7 +221,7 @@ def run(spec: dict) -> dict:
 
 def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Measured:
     """Train, write the file, score, end; whatever the trial does wrong is a value."""
-    limits, losses, dtype = Limits(**spec["limits"]), None, ""
+    limits, losses, dtype = TrialLimits(**spec["limits"]), None, ""
     start_s = math.inf if spec["is_baseline"] else known.start_s if known else 0.0
     free_s = START_FACTOR * start_s + START_SLACK_S
     training = Training(spec, free_s)
@@ -244,7 +244,7 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     """
     tell("witness", None)
     rng = np.random.default_rng()  # by the system's entropy: no trial could know it
-    limits, training, losses = Limits(**spec["limits"]), trial.training, trial.losses
+    limits, training, losses = TrialLimits(**spec["limits"]), trial.training, trial.losses
     fits = known and spec["split"] == "val" and known.losses.shape == losses.shape
     cuts = exam.draw_cuts(losses, known.losses if fits else None, counts, rng)
     scorer = Scorer(data, spec["split"], spec["device"])

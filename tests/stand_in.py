@@ -199,9 +199,9 @@ def shorten_waits(server: str) -> None:
 
     os.environ["ANTHROPIC_BASE_URL"] = server
     proposer.PATIENCE_S /= WAITS_SHORTER
-    limits = model.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
+    limits = model.CallLimits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
     next_wait_s = model.next_wait_s
-    model.Limits = lambda: limits
+    model.CallLimits = lambda: limits
     proposer.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
     model.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
         failures, None if after_s is None else after_s / WAITS_SHORTER, chance, first_s)
