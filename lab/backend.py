@@ -66,7 +66,7 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class CallLimits:
     """Seconds that one call, its silence and its retries may take."""
 
     deadline_s: float = 900
@@ -116,7 +116,7 @@ async def _wait(is_over: Callable[[], bool], limit_s: float, stopped: threading.
 class Api:
     """A model behind the Messages API: the official one, or a server at ANTHROPIC_BASE_URL."""
 
-    def __init__(self, model: str, effort: str | None, fallback: str | None, limits: Limits):
+    def __init__(self, model: str, effort: str | None, fallback: str | None, limits: CallLimits):
         self.model, self.effort, self.fallback, self.limits = model, effort, fallback, limits
         self.name = f"{model} or {fallback}" if fallback else model  # usage does not tell which
         self.key = setting(KEYS[0]) or setting(KEYS[1])
@@ -235,7 +235,7 @@ def _joined(message: object, part: str) -> str:
 class Command:
     """Any program that reads the prompt on stdin and answers on stdout."""
 
-    def __init__(self, command: str, limits: Limits):
+    def __init__(self, command: str, limits: CallLimits):
         self.limits, self.max_tokens = limits, 0
         try:
             self.argv = shlex.split(command)

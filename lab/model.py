@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab import edits
-from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Unavailable, clean
+from lab.backend import KEYS, Api, CallLimits, Command, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Proposal, SetupError, one_line, utc_now
 from lab.prompt import Prompt, form_alone, mend_prompt
@@ -115,8 +115,8 @@ class Researcher:
 
     def __init__(self, model: str, effort: str | None = None, command: str | None = None,
                  prices: Sequence[float] | None = None, fallback: str | None = None,
-                 calls_path: Path | None = None, limits: Limits | None = None):
-        self.limits = limits or Limits()
+                 calls_path: Path | None = None, limits: CallLimits | None = None):
+        self.limits = limits or CallLimits()
         self.calls_path = calls_path  # where each call is written down
         if command:
             self.backend, self.price = Command(command, self.limits), None

@@ -45,7 +45,7 @@ CARD_EVERY_S = 1.0                   # how often a GPU is looked at
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrialLimits:
     """Seconds of patience; each ends the trial, and the row's reason says which it was."""
 
     start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch
@@ -54,7 +54,7 @@ class Limits:
     stop_s: float = 10.0       # from the last logits to the end of the process
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TrialLimits()
 
 
 class Training:
@@ -187,12 +187,10 @@ def run(spec: dict) -> dict:
     trial = measure(spec, data, known, file_fd)
     broken, words, val_bpb, witnessed = trial.child.broken, trial.child.words(), None, False
     notes = [trial.training.note, trial.child.note]
-    is_last, is_judged = spec["last_try"], probe_s and not broken
-    busy = machine.verdict(work, trial.training.lost, probe_s, is_last) if is_judged else ""
-    if busy and is_last:
-        notes.append(busy)
-    elif busy:
-        broken = ContractBroken(busy, Ending.BUSY)
+    is_last = spec["last_try"]
+    if probe_s and not broken and (busy := machine.verdict(work, trial.training.lost, probe_s, is_last)):
+        notes.append(busy if is_last else "")
+        broken = None if is_last else ContractBroken(busy, Ending.BUSY)
     if not broken:
         cache, fresh = folder / "cache", folder / "cache.new"  # which every later trial starts from
         if spec["is_baseline"] and not cache.exists():
@@ -221,7 +219,7 @@ def run(spec: dict) -> dict:
 
 def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Measured:
     """Train, write the file, score, end; whatever the trial does wrong is a value."""
-    limits, losses, dtype = Limits(**spec["limits"]), None, ""
+    limits, losses, dtype = TrialLimits(**spec["limits"]), None, ""
     start_s = math.inf if spec["is_baseline"] else known.start_s if known else 0.0
     training = Training(spec, START_FACTOR * start_s + START_SLACK_S)
     with child_of(spec, data, file_fd) as child:
@@ -244,7 +242,7 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     """
     tell("witness", None)
     rng = np.random.default_rng()  # by the system's entropy: no trial could know it
-    limits, training, losses, words = Limits(**spec["limits"]), trial.training, trial.losses, trial.child.words()
+    limits, training, losses, words = TrialLimits(**spec["limits"]), trial.training, trial.losses, trial.child.words()
     fits = known and spec["split"] == "val" and known.losses.shape == losses.shape
     cuts = exam.draw_cuts(losses, known.losses if fits else None, counts, rng)
     scorer = Scorer(data, spec["split"], spec["device"])

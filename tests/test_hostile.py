@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import runner, sandbox
-from lab.referee import Limits
+from lab.referee import TrialLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "hostile"))
@@ -24,12 +24,11 @@ sys.path.insert(0, str(ROOT / "tests" / "hostile"))
 import verdicts  # noqa: E402
 
 BUDGET_S = verdicts.BUDGET_S
-LIMITS = Limits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
+LIMITS = TrialLimits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
 SLACK_S = 10.0
 PIECES = 10  # of the whole corpus, each of some minutes
-BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "leaks_in_few_rows",
-         "looks_ahead_and_remembers", "passes_on_by_a_sibling", "pushes_a_little_in_bfloat16", "reads_environments",
-         "reads_held_out_source", "seals_its_logits", "sends_garbage", "swaps_its_weights_after_the_file")
+BRIEF = ("hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers", "passes_on_by_a_sibling",
+         "pushes_a_little_in_bfloat16", "reads_held_out_source", "sends_garbage", "swaps_its_weights_after_the_file")
 
 
 @pytest.fixture(scope="module")

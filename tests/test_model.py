@@ -1,9 +1,10 @@
 """The researcher against a loopback server: every fault told apart, every dollar counted, the prompt pure."""
 
 import json
+import os
 import random
+import select
 import threading
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from lab.edits import AREAS, Flaw
 from lab.ledger import Row, SetupError, Status
 from lab.model import (
     PRICES,
-    Limits,
+    CallLimits,
     Outage,
     Researcher,
     Unavailable,
@@ -120,7 +121,7 @@ def connect(monkeypatch):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
         monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
         monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
-        quick = limits or Limits(deadline_s=5, stall_s=3, patience_s=0, first_wait_s=0.01)
+        quick = limits or CallLimits(deadline_s=5, stall_s=3, patience_s=0, first_wait_s=0.01)
         return server, Researcher(model, limits=quick, **arguments)
 
     yield start
@@ -278,7 +279,7 @@ FATAL = {
 @pytest.mark.parametrize("name", PASSING)
 def test_a_passing_fault_is_unavailable_and_not_fatal(connect, name):
     step, says = PASSING[name]
-    server, who = connect(step, limits=Limits(5, 0.4, 0, 0.01))
+    server, who = connect(step, limits=CallLimits(5, 0.4, 0, 0.01))
     with pytest.raises(Unavailable, match=says) as caught:
         who.propose(PROMPT, ())
     assert not caught.value.fatal and len(server.requests) == 1
@@ -287,7 +288,7 @@ def test_a_passing_fault_is_unavailable_and_not_fatal(connect, name):
 @pytest.mark.parametrize("name", FATAL)
 def test_a_fatal_fault_says_what_to_do(connect, name):
     step, says = FATAL[name]
-    _, who = connect(step, limits=Limits(5, 3, 60, 0.01))
+    _, who = connect(step, limits=CallLimits(5, 3, 60, 0.01))
     with pytest.raises(Unavailable, match=says) as caught:
         who.propose(PROMPT, ())
     assert caught.value.fatal
@@ -305,7 +306,7 @@ def test_a_captive_portal_between_us_and_the_api_is_not_fatal(connect, code):
 @pytest.mark.parametrize("step", [cut(GOOD), cut(GOOD, clean=False), error_event(text=GOOD), stall(GOOD)],
                          ids=["clean", "hard", "event", "stall"])
 def test_partial_text_is_never_applied_but_billed(connect, step):
-    server, who = connect(step, limits=Limits(5, 0.4, 0, 0.01))
+    server, who = connect(step, limits=CallLimits(5, 0.4, 0, 0.01))
     with pytest.raises(Unavailable) as caught:
         who.propose(PROMPT, ())
     floor = cost_usd(PRICES[MODEL], {**server.usages[0], "output_tokens": n_tokens(GOOD) // 2})
@@ -313,14 +314,14 @@ def test_partial_text_is_never_applied_but_billed(connect, step):
 
 
 def test_a_passing_fault_is_tried_again_and_the_failed_call_still_counts(connect):
-    server, who = connect(status(529), cut(GOOD), GOOD, limits=Limits(5, 3, 60, 0.01))
+    server, who = connect(status(529), cut(GOOD), GOOD, limits=CallLimits(5, 3, 60, 0.01))
     proposal = who.propose(PROMPT, ()).proposal
     assert len(server.requests) == 3
     assert proposal.usd > sum(cost_usd(PRICES[MODEL], usage) for usage in server.usages)
 
 
 def test_three_tries_in_a_row_then_unavailable(connect):
-    server, who = connect(status(529), limits=Limits(5, 3, 60, 0.01))
+    server, who = connect(status(529), limits=CallLimits(5, 3, 60, 0.01))
     with pytest.raises(Unavailable):
         who.propose(PROMPT, ())
     assert len(server.requests) == model.TRIES
@@ -338,14 +339,14 @@ def test_retry_after_is_handed_on_not_slept_through(connect, asked, seconds):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("step", [drip(GOOD), stall(GOOD), answer(GOOD, wait_s=30)], ids=["drip", "stall", "late"])
 def test_every_call_ends_at_its_deadline(connect, step):
-    _, who = connect(step, limits=Limits(0.6, 60, 0, 0.01))
+    _, who = connect(step, limits=CallLimits(0.6, 60, 0, 0.01))
     with pytest.raises(Unavailable, match="took longer than 0.6 s"):
         who.propose(PROMPT, ())
 
 
 @pytest.mark.timeout(20)
 def test_a_stop_ends_the_call_at_once(connect):
-    server, who = connect(answer(GOOD, wait_s=60), limits=Limits(60, 60, 60, 0.01))
+    server, who = connect(answer(GOOD, wait_s=60), limits=CallLimits(60, 60, 60, 0.01))
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     with pytest.raises(Unavailable, match="stopped") as caught:
@@ -356,7 +357,7 @@ def test_a_stop_ends_the_call_at_once(connect):
 def test_a_server_that_is_not_there_is_unavailable(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    who = Researcher(MODEL, limits=Limits(5, 3, 0, 0.01))
+    who = Researcher(MODEL, limits=CallLimits(5, 3, 0, 0.01))
     for ask in (lambda: who.propose(PROMPT, ()), who.check):
         with pytest.raises(Unavailable, match="gave no answer") as caught:
             ask()
@@ -415,7 +416,7 @@ def test_check_proves_model_and_credit_by_one_small_call_that_is_priced(connect,
 
 def test_check_waits_no_longer_than_it_says(connect, monkeypatch):
     monkeypatch.setattr(model, "CHECK_S", 0.3)
-    _, who = connect(GOOD, options={"proof": answer("yes", wait_s=20)}, limits=Limits())
+    _, who = connect(GOOD, options={"proof": answer("yes", wait_s=20)}, limits=CallLimits())
     with pytest.raises(Unavailable, match="longer than 0.3 s for one word") as caught:
         who.check()
     assert not caught.value.fatal
@@ -424,7 +425,7 @@ def test_check_waits_no_longer_than_it_says(connect, monkeypatch):
 def test_a_local_server_needs_no_key_no_model_list_and_gets_a_minimal_request(connect, monkeypatch):
     server, _ = connect(GOOD, options={"models": None}, model="qwen3-coder")
     monkeypatch.delenv("ANTHROPIC_API_KEY")
-    who = Researcher("qwen3-coder", effort="high", limits=Limits(5, 3, 0, 0.01))
+    who = Researcher("qwen3-coder", effort="high", limits=CallLimits(5, 3, 0, 0.01))
     who.check()
     proposal = who.propose(PROMPT, ()).proposal
     assert proposal.usd == 0 and "no list price known" in proposal.note
@@ -494,7 +495,8 @@ def command(tmp_path: Path, body: str, **limits: float) -> Researcher:
     script = tmp_path / "ask.sh"
     script.write_text("#!/bin/sh\n" + body)
     script.chmod(0o755)
-    return Researcher("unused", command=f"sh '{script}'", limits=Limits(**{"deadline_s": 5, "patience_s": 0, **limits}))
+    patience = CallLimits(**{"deadline_s": 5, "patience_s": 0, **limits})
+    return Researcher("unused", command=f"sh '{script}'", limits=patience)
 
 
 def test_a_command_answers_and_is_repaired_in_the_same_text_protocol(tmp_path, monkeypatch):
@@ -522,11 +524,12 @@ def test_a_command_that_fails_is_unavailable(tmp_path, body, says):
 
 
 def test_no_process_of_a_command_outlives_its_deadline(tmp_path):
-    who = command(tmp_path, f"(sleep 1; echo late > {tmp_path}/late) &\nsleep 60", deadline_s=0.3)
+    os.mkfifo(tmp_path / "alive")
+    alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(Unavailable):
-        who.propose(PROMPT, ())
-    time.sleep(1.2)
-    assert not (tmp_path / "late").exists()
+        command(tmp_path, f"sleep 60 > {tmp_path}/alive &\nsleep 60", deadline_s=0.3).propose(PROMPT, ())
+    assert select.select([alive], [], [], 10)[0] and os.read(alive, 1) == b"", "one is left"
+    os.close(alive)
 
 
 def test_a_command_that_fails_its_first_small_call_is_refused_at_the_start(tmp_path):
@@ -774,7 +777,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_answer_is_unavailable_or_coerced_and_never_priced_below_zero(connect, tmp_path, name):
-    _, who = connect(ODD[name], limits=Limits(5, 0.5, 0, 0.01), calls_path=tmp_path / "calls.jsonl")
+    _, who = connect(ODD[name], limits=CallLimits(5, 0.5, 0, 0.01), calls_path=tmp_path / "calls.jsonl")
     try:
         proposal = who.propose(PROMPT, ()).proposal
         proposal.reasoning.encode()
@@ -788,7 +791,7 @@ def test_an_odd_answer_is_unavailable_or_coerced_and_never_priced_below_zero(con
 def test_every_call_is_one_line_and_the_key_is_in_none_of_it(connect, tmp_path):
     path = tmp_path / "runs" / "calls.jsonl"
     echoed = edit("LR = 0.04  # matrix learning rate", f"LR = 0.05  # {KEY}", f"use {KEY}")
-    _, who = connect(BROKEN, status(529), echoed, calls_path=path, limits=Limits(5, 3, 60, 0.01))
+    _, who = connect(BROKEN, status(529), echoed, calls_path=path, limits=CallLimits(5, 3, 60, 0.01))
     draft = who.propose(build_prompt(situation(program=f"my key {KEY}")), ())
     assert KEY not in repr(draft) and "[key]" in draft.proposal.code
     calls = read_calls(path)
@@ -806,7 +809,7 @@ def test_a_torn_line_takes_no_other_call_along(tmp_path):
 
 
 def test_a_models_route_that_drips_ends_at_its_deadline(connect):
-    _, who = connect(GOOD, options={"drips": True}, limits=Limits(5, 3, 0, 0.01, check_s=0.5))
+    _, who = connect(GOOD, options={"drips": True}, limits=CallLimits(5, 3, 0, 0.01, check_s=0.5))
     with pytest.raises(Unavailable, match="took longer than 0.5 s") as caught:
         who.check()
     assert caught.value.kind is Outage.PASSING

@@ -256,7 +256,7 @@ def soak(root: Path, agents: Agents, arguments: tuple, n_trials: int, rows_a_kil
 
 
 def test_a_short_night_with_kills_leaves_nothing_behind(begun, agents, arguments):
-    assert soak(begun, agents, arguments, 20, 8)
+    assert soak(begun, agents, arguments, 12, 4)
 
 
 @pytest.mark.long
