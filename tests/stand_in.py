@@ -41,6 +41,7 @@ def main():
 
 
 subprocess.Popen(["sleep", "60"], start_new_session=True)
+assert LEARNING_RATE and WIDTH
 print("loss 1.0")
 time.sleep(SLEEP_S)
 '''
