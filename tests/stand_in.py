@@ -1,8 +1,9 @@
 """A checkout whose trials cost a tenth of a second: everything is real but the referee, which measures nothing.
 
 The agent, git, the sandbox, the train.py under it and what that leaves behind are the project's own. The score comes
-from the seed and from a hash of the train.py: about every other experiment is kept. A file gpu_lost in the checkout
-makes every trial a crash, referee_lost every referee; a file `lost` in a slot's folder the referees of that slot.
+from the seed and from a hash of the train.py: about every other experiment is kept; where lines say "# worth 0.1", from
+these alone, and a later seed is worse. A file gpu_lost in the checkout makes every trial a crash, referee_lost every
+referee; a file `lost` in a slot's folder the referees of that slot.
 """
 
 import errno
@@ -41,6 +42,7 @@ def main():
 
 
 subprocess.Popen(["sleep", "60"], start_new_session=True)
+assert LEARNING_RATE and WIDTH
 print("loss 1.0")
 time.sleep(SLEEP_S)
 '''
@@ -49,7 +51,7 @@ time.sleep(SLEEP_S)
 RUN = '''\
 def run(spec):
     import hashlib
-
+    import re
     import shutil
     import subprocess
 
@@ -69,6 +71,8 @@ def run(spec):
         sys.exit("the referee fell over")
     with open(folder + "/train.py", "rb") as file:
         good = hashlib.sha256(file.read()).digest()[0] % 2
+    worth = [float(gain) for gain in re.findall("# worth (.*)", spec["code"])]
+    score = 3.0 - sum(worth) + spec["seed"] * 1e-6 if worth else 3.0 - good - spec["seed"] * 1e-6
     command = sandbox.command(folder, spec["cache"], [sys.executable, "-I", "-S", "train.py"])
     trial = subprocess.Popen(command, cwd=folder, env=sandbox.environment(folder, spec["cache"]),
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -82,7 +86,7 @@ def run(spec):
         reason = "RuntimeError: CUDA error: unspecified launch failure"
     ending = "machine" if os.path.exists("gpu_lost") else "crashed" if reason else "scored"
     return {"ending": ending, "witnessed": True, "reason": reason, "seed": spec["seed"],
-            "val_bpb": None if reason else 3.0 - good - spec["seed"] * 1e-6,
+            "val_bpb": None if reason else score,
             "split": spec["split"], "budget": spec["budget"], "train_seconds": 0.1,
             "device": f"{spec['device']} x{spec['cores']}",
             "data": Data.load(Path(spec["data"])).hash[:8], "sandbox": sandbox.level(), "log": out,
@@ -111,13 +115,14 @@ class Agents:
         self.pid, self.out, self.err, self.started_at = 0, Path(), Path(), 0.0
 
     def start(self, root: Path, *arguments: str, step: int = -1, action: str = "", server: str = "",
-              **changes: str) -> int:
+              patient: bool = False, **changes: str) -> int:
         """Start one, to meet `action` ("die", "ENOSPC", "EIO") at its write number `step`, or to ask a model `server`,
-        with waits that are WAITS_SHORTER; its process id, which is its group's. `changes` are of its environment.
+        with waits that are WAITS_SHORTER, that for a late answer aside if `patient`; its process id, its group's.
+        `changes` are of its environment.
         """
         self.out, self.err = root.parent / "out.txt", root.parent / "err.txt"
         order = {"root": str(root), "files": [str(self.out), str(self.err)], "arguments": arguments, "step": step,
-                 "action": action, "server": server, "changes": changes}
+                 "action": action, "server": server, "patient": patient, "changes": changes}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         self.pid, self.started_at = int(self.server.stdout.readline()), time.monotonic()
@@ -162,7 +167,7 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def become_agent(root: str, files: list[str], arguments: list[str], step: int, action: str, server: str,
+def become_agent(root: str, files: list[str], arguments: list[str], step: int, action: str, server: str, patient: bool,
                  changes: dict[str, str]) -> None:
     import agent
     from lab import runner, sandbox, texts
@@ -181,7 +186,7 @@ def become_agent(root: str, files: list[str], arguments: list[str], step: int, a
         if action:
             inject(root, step, action)
         if server:
-            shorten_waits(server)
+            shorten_waits(server, patient)
         status = agent.main(arguments)
     except SystemExit as end:
         status = end.code
@@ -193,12 +198,12 @@ def become_agent(root: str, files: list[str], arguments: list[str], step: int, a
         os._exit(status)
 
 
-def shorten_waits(server: str) -> None:
+def shorten_waits(server: str, patient: bool) -> None:
     """Every wait for the model a sixtieth of what it is: a second for a minute."""
     from lab import model, proposer
 
     os.environ["ANTHROPIC_BASE_URL"] = server
-    proposer.PATIENCE_S /= WAITS_SHORTER
+    proposer.PATIENCE_S /= 1 if patient else WAITS_SHORTER
     limits = model.CallLimits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
     next_wait_s = model.next_wait_s
     model.CallLimits = lambda: limits
