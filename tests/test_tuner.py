@@ -208,7 +208,7 @@ def test_constants_of_the_other_kind_of_device_are_left_alone(device, mine, othe
 
 def test_two_constants_last_for_a_night():
     """Once all is tried that the history speaks for, it draws anywhere in the neighbourhood."""
-    code = "RATE = 0.00014\nWIDTH = 2**16\n"
+    code = "RATE = 0.00014\nWIDTH = 2**16\nprint(RATE, WIDTH)\n"
     tried, history = {code}, []
     for number in range(100):
         made = next(idea.code for idea in tuner.variations(code, history, number) if idea.code not in tried)
