@@ -254,7 +254,7 @@ class Loop:
 # The words --------------------------------------------------------------------------------------
 
 
-def work(options: argparse.Namespace) -> int:
+def run_session(options: argparse.Namespace) -> int:
     """`research` and `confirm`: open the session, do it, leave the branch closed."""
     with Display("autoresearch") as display:
         with progress_bar() as doing:
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     sandbox.hide()
     try:
-        return report.morning(ROOT, options) if options.word == "report" else work(options)
+        return report.morning(ROOT, options) if options.word == "report" else run_session(options)
     except FAULTS as error:
         print(f"agent.py: {terminal.fault_line(error)}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, SetupError) else 1

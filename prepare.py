@@ -158,23 +158,49 @@ def finish(model) -> None:
 
 
 def _answer(model, link: wire.Link) -> None:
-    """Logits for every ask of the referee."""
+    """Logits for every ask of the referee. On CUDA an answer is copied while the next is computed."""
     import torch
 
     V, T, _, _, device = _constants().values()
-    slots, ask = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(2), 0
+    slots = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(wire.LOGIT_SLOTS)
+    beside = torch.cuda.Stream() if device.type == "cuda" else None
+    ask, under_way = 0, []  # answers that are being copied: (the copy's end, type)
     while n_rows := int(link.answer()):
         logits = model(torch.from_numpy(link.rows(n_rows, T).astype(np.int64)).to(device))
         if tuple(logits.shape) != (n_rows, T, V):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, expected {(n_rows, T, V)}")
         if (dtype := wire.dtype_name(logits.dtype)) not in wire.LOGIT_DTYPES:
             raise ValueError(f"logits of type {dtype}, expected {' or '.join(wire.LOGIT_DTYPES)}")
-        slot = slots[ask % 2][: logits.nbytes]
-        if device.type == "cuda" and ask < 2:
+        slot = slots[ask % wire.LOGIT_SLOTS][: logits.nbytes]
+        if beside and ask < wire.LOGIT_SLOTS:
             wire.page_lock(slot)
-        slot.view(logits.dtype).copy_(logits.reshape(-1))  # on CUDA this waits for the copy
-        link.ask(wire.LOGITS, wire.LOGIT_DTYPES.index(dtype))
+        copied = _copy(logits, slot.view(logits.dtype), beside)
+        under_way.append((copied, wire.LOGIT_DTYPES.index(dtype)))
+        if beside is None or ask == 0 or len(under_way) > 1:  # the referee waits for the first one
+            _hand_over(link, *under_way.pop(0))
         ask += 1
+    for copied, code in under_way:
+        _hand_over(link, copied, code)
+
+
+def _copy(logits, slot, beside):
+    """Copy to the referee's memory, on CUDA on a stream of its own; the event that ends it, or None."""
+    import torch
+
+    if beside is None:
+        slot.copy_(logits.reshape(-1))
+        return None
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        slot.copy_(logits.reshape(-1), non_blocking=True)
+    logits.record_stream(beside)  # its memory is not used again before the copy has ended
+    return beside.record_event()
+
+
+def _hand_over(link: wire.Link, copied, code: int) -> None:
+    if copied:
+        copied.synchronize()
+    link.ask(wire.LOGITS, code)
 
 
 def _tensors(model) -> dict:

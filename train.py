@@ -23,7 +23,7 @@ from prepare import BUDGET_S, MAX_SEQ_LEN, SEED, VOCAB_SIZE, device, finish, str
 if device.type == "cuda":  # imports the compiler, 2 s
     from torch.nn.attention.varlen import varlen_attn
 
-# --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both --------------------------
+# --- Size: CPU_ counts on a CPU alone, GPU_ on every other device, the rest on both
 CPU_LAYERS = 2              # blocks; three learn more a step but make fewer steps
 CPU_WIDTH = 96              # C, a multiple of D
 CPU_HEAD_WIDTH = 32         # D
@@ -37,7 +37,7 @@ GPU_STEP_TOKENS = 147_456   # tokens a step: 72 rows of 2048
 GPU_BIGRAM_ROWS = 48        # rows of a table of token pairs, times V
 GPU_TRIGRAM_ROWS = 96       # the same of triples
 
-# --- Knobs: model --------------------------------------------------------------------------------------------
+# --- Knobs: model
 MLP_RATIO = 4               # hidden units of an MLP a channel
 RELU_SHIFT = 0.5            # below this an MLP's unit is silent
 VALUE_EVERY = 2             # layers: every 2nd, from the last, has value embeddings
@@ -53,7 +53,7 @@ GPU_DOCUMENTS = 16          # documents a row that attention tells apart; a quot
 GPU_TOP_LAYERS = 3          # last layers that the logits read, by learnt shares
 GPU_SOFTCAP = 15.0          # logits bend to 1.1 times this; a CPU loses a tenth of its steps
 
-# --- Knobs: optimizers ---------------------------------------------------------------------------------------
+# --- Knobs: optimizers
 CPU_MATRIX_LR = 0.06        # Muon, matrices inside the layers
 GPU_MATRIX_LR = 0.04        # the same; records have 0.035 to 0.05
 EMBED_LR = 0.6              # Adam, embeddings; this, HEAD_LR and GPU_TABLE_LR times sqrt(768 / C)
@@ -74,7 +74,7 @@ MATRIX_WARMDOWN = 0.9       # last share of the budget, in which Muon's lr falls
 ADAM_WARMDOWN = 0.65        # the same of Adam
 FINAL_LR = 0.05             # share of the lr left at the end
 
-# --- Settings that change speed, not results -----------------------------------------------------------------
+# --- Settings that change speed, not results
 CPU_COMPILE_FROM_S = 30.0   # fixed: budget from which 20 s of compiling pay on a CPU
 HOST_BYTES = 4 * 10**9      # fixed: memory that training may fill without CUDA
 MEMORY_SHARE = 0.95         # fixed: of free memory that a micro-batch may fill by the next two
@@ -141,7 +141,7 @@ def micro_batch(size: Size, free_bytes: float, seq_len: int, vocab_size: int, dt
     return math.ceil(step_rows / parts), parts
 
 
-# --- Tokens: what stood before each one ----------------------------------------------------------------------
+# --- Tokens: what stood before each one
 def histories(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each token and the two before it, (B, T) each; before a document there is BOS."""
     bos = VOCAB_SIZE - 1  # begins every row and document
@@ -204,7 +204,7 @@ class Induction(nn.Module):
         return norm(self.embed(followed)) * F.embedding(found, self.trust)
 
 
-# --- Model ---------------------------------------------------------------------------------------------------
+# --- Model
 def compiled(function: Callable, on_cpu: bool = False) -> Callable:
     """On CUDA; on a CPU what pays there, with a compiler and a long budget."""
     pays = on_cpu and BUDGET_S >= CPU_COMPILE_FROM_S and shutil.which(os.environ.get("CXX", "g++"))
@@ -354,7 +354,7 @@ class GPT(nn.Module):
         return logits.half() if self.dtype == torch.bfloat16 else logits  # half the hand-over
 
 
-# --- Optimizers ----------------------------------------------------------------------------------------------
+# --- Optimizers
 def orthogonalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest matrices with all singular values 1, (n, r, c)."""
     x = x.to(dtype)
@@ -442,7 +442,7 @@ class Optimizer:
                 p.copy_(new)
 
 
-# --- Training ------------------------------------------------------------------------------------------------
+# --- Training
 def fit_rows(model: GPT, size: Size) -> tuple[int, int]:
     """Warm up with ever smaller micro-batches until one fits; then make the weights new again."""
     optimizer = Optimizer(model)

@@ -32,11 +32,12 @@ SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, 
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _ADVICE = {  # by status, for what only the user can mend
-    400: "check --model and --effort", 401: "check ANTHROPIC_API_KEY",
+    400: "check --model, --effort and the context of your server", 401: "check ANTHROPIC_API_KEY",
     402: "add credit, or start with --researcher tuner", 403: "check the key's permissions",
     404: "check --model", 413: "shorten program.md", 422: "check --model and --effort",
 }
 _SPENT = ("enforced_spend_limit_reached", "contract_spend_limit_reached")
+FULL = "model_context_window_exceeded"  # why an answer ended
 
 Turns = Sequence[tuple[str, str]]  # after the prompt: the model's answer, our complaint about it
 
@@ -45,6 +46,7 @@ class Outage(StrEnum):
     """Why there is no answer."""
 
     SETUP = "setup"        # key, credit, model or request: asking again changes nothing
+    TOO_LONG = "too long"  # likewise, but a shorter request may pass
     BUDGET = "budget"      # the user's limit pays for no further call
     PASSING = "passing"    # too busy, too late, not reached, broken, or what came is no answer
     STOPPED = "stopped"    # the user wants to stop
@@ -62,11 +64,11 @@ class Unavailable(Exception):
     @property
     def fatal(self) -> bool:
         """Only the user can mend it."""
-        return self.kind in (Outage.SETUP, Outage.BUDGET)
+        return self.kind in (Outage.SETUP, Outage.TOO_LONG, Outage.BUDGET)
 
 
 @dataclass(frozen=True)
-class Limits:
+class CallLimits:
     """Seconds that one call, its silence and its retries may take."""
 
     deadline_s: float = 900
@@ -86,6 +88,12 @@ class Reply:
     n_written: int = 0        # characters that came, thinking included
     refusal: str = ""         # category and request id
     fault: Unavailable | None = None
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether prompt and answer did not fit the model's context; no server has a kind of error for it alone."""
+        is_refused = self.fault is not None and self.fault.kind is Outage.TOO_LONG
+        return is_refused or self.stop_reason == FULL
 
 
 def setting(name: str) -> str:
@@ -116,7 +124,7 @@ async def _wait(is_over: Callable[[], bool], limit_s: float, stopped: threading.
 class Api:
     """A model behind the Messages API: the official one, or a server at ANTHROPIC_BASE_URL."""
 
-    def __init__(self, model: str, effort: str | None, fallback: str | None, limits: Limits):
+    def __init__(self, model: str, effort: str | None, fallback: str | None, limits: CallLimits):
         self.model, self.effort, self.fallback, self.limits = model, effort, fallback, limits
         self.name = f"{model} or {fallback}" if fallback else model  # usage does not tell which
         self.key = setting(KEYS[0]) or setting(KEYS[1])
@@ -176,8 +184,7 @@ class Api:
         if self.understands:
             content = messages[0]["content"] = [{"type": "text", "text": text} for text in blocks]
             n_fixed = len(prompt.fixed)
-            # Facts, incumbent and history end a cached prefix; the ask does not.
-            for at in (n_fixed - 2, n_fixed - 1, len(blocks) - 2):
+            for at in (n_fixed - 2, n_fixed - 1):  # facts and incumbent end a cached prefix
                 content[max(0, at)]["cache_control"] = {"type": "ephemeral", "ttl": "1h"}
         if self.understands and self.effort:
             request["output_config"] = {"effort": self.effort}
@@ -218,7 +225,7 @@ class Api:
         status, kind, asked = getattr(error, "status_code", None), Outage.PASSING, ""
         if status in _ADVICE and isinstance(error.body, dict):  # a hotel's page is no JSON
             text += f"; {_ADVICE[status]}"
-            kind = Outage.SETUP
+            kind = Outage.TOO_LONG if status in (400, 413, 422) else Outage.SETUP
         if status:
             asked = error.response.headers.get("retry-after", "")
             kind = Outage.SETUP if getattr(error, "error_code", "") in _SPENT else kind
@@ -235,7 +242,7 @@ def _joined(message: object, part: str) -> str:
 class Command:
     """Any program that reads the prompt on stdin and answers on stdout."""
 
-    def __init__(self, command: str, limits: Limits):
+    def __init__(self, command: str, limits: CallLimits):
         self.limits, self.max_tokens = limits, 0
         try:
             self.argv = shlex.split(command)

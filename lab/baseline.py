@@ -17,6 +17,7 @@ from lab.ledger import write_durably
 @dataclass(frozen=True)
 class Baseline:
     start_s: float       # until the first batch was asked for
+    file_bytes: int      # of what it had learnt
     losses: np.ndarray   # float16 (N, T), nats, on the validation split
 
 
@@ -24,12 +25,12 @@ def read(folder: Path) -> Baseline | None:
     """None where nothing measured it yet, or its file is gone or damaged."""
     try:
         with np.load(folder / "baseline.npz", allow_pickle=False) as kept:
-            return Baseline(float(kept["start_s"]), kept["losses"])
+            return Baseline(float(kept["start_s"]), int(kept["file_bytes"]), kept["losses"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def write(folder: Path, start_s: float, losses: np.ndarray) -> None:
+def write(folder: Path, measured: Baseline) -> None:
     data = io.BytesIO()
-    np.savez(data, start_s=start_s, losses=losses.astype(np.float16))
+    np.savez(data, start_s=measured.start_s, file_bytes=measured.file_bytes, losses=measured.losses.astype(np.float16))
     write_durably(folder / "baseline.npz", data.getvalue())

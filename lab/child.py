@@ -6,6 +6,7 @@ all its descendants are dead. A trial and its witness share neither folder, memo
 cache. It does not know what is asked, or why.
 """
 
+import builtins
 import contextlib
 import fcntl
 import json
@@ -31,7 +32,7 @@ from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PROCESSES = 512     # a fork bomb ends here; compile workers and loaders need a few dozen
 MAX_THREADS = 8192      # of all of them; each takes a number that the whole machine may run out of
-MAX_DISK_BYTES = 16e9   # that the disk may lose while a trial runs; its folder is on it
+MOST_OF_DISK = (16e9, 1e6)  # bytes and files that it may lose while a trial runs, at most half of what is left
 LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the kernel picks a victim
 WATCH_EVERY_S = 1.0
 PAUSE_S = 3.0           # a turn this much longer than its time-out: the machine stood still
@@ -40,6 +41,7 @@ PIPE_BYTES = 1 << 20
 LOG_BYTES = 32 * 1024   # of a log's head, and of its tail
 TELL_EVERY_S, TELL_BYTES = 0.5, 4096  # what the display gets of the log
 CACHE_LIMITS = (20_000, 4 << 30, 12)  # files, bytes and depth of a compile cache
+COMMON = {*dir(builtins), "OutOfMemoryError"}  # exceptions that a reason may name at any time
 
 
 class ContractBroken(Exception):
@@ -71,15 +73,16 @@ class Child:
         self.tokens_fd, self.events_fd, self.logits_fd = tokens_fd, events_fd, logits_fd
         self.log_fd: int | None = self.outputs.fileno()
         self.log, self.n_cut, self.untold, self.told_at = bytearray(), 0, b"", 0.0
+        self.early: str | None = None  # what it printed before it knew a validation row
         self.requests = bytearray()
-        self.watched_at, self.free_at_start = time.monotonic(), shutil.disk_usage(ROOT).free
+        self.watched_at, self.disk_at_start = time.monotonic(), disk_left()
         self.idle_gb = machine.card_used_gb() if on_gpu else None
         self.broken: ContractBroken | None = None
         self.ended_at = self.memory_gb = 0.0
         self.note = ""  # GPU memory that it held on to
         # Its end is noticed at once, though a daemon may hold its pipes open (Linux).
         self.end_fd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
-        self.selector = selectors.DefaultSelector()
+        self.selector = selectors.PollSelector()  # a trial can take all that the kernel keeps for epoll
         for fd in filter(None, (events_fd, self.log_fd, self.end_fd)):
             self.selector.register(fd, selectors.EVENT_READ)
         for fd in (events_fd, self.log_fd, tokens_fd):
@@ -92,7 +95,7 @@ class Child:
             stood_still(deadline)
             raise ContractBroken(why)
         if began - self.watched_at > WATCH_EVERY_S:
-            tell("memory", watch(self.free_at_start))
+            tell("memory", watch(self.disk_at_start))
             self.watched_at = began = time.monotonic()
         wait_s = min(deadline - began, WATCH_EVERY_S)
         ready = [key.fd for key, _ in self.selector.select(wait_s)]
@@ -116,6 +119,16 @@ class Child:
             self.n_cut += len(self.log) - 2 * LOG_BYTES
             del self.log[LOG_BYTES:-LOG_BYTES]
         self.untold = (self.untold + data)[-TELL_BYTES:]
+
+    def begin_rows(self) -> None:
+        """It will know validation rows: what it prints from now on never reaches the researcher."""
+        if self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
+            self.read_log()
+        self.early, self.log, self.n_cut = self.log_text(), bytearray(), 0
+
+    def words(self) -> tuple[str, str]:
+        """What it printed before it knew validation rows, and after."""
+        return (self.log_text(), "") if self.early is None else (self.early, self.log_text())
 
     def log_text(self) -> str:
         gap = b"\n[%d bytes cut]\n" % self.n_cut if self.n_cut else b""
@@ -167,6 +180,8 @@ class Child:
                     os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(ContractBroken):
                 self.turn(time.monotonic() + 0.02, "")
+        with contextlib.suppress(OSError):  # nobody is left in its group
+            os.killpg(self.pid, signal.SIGKILL)  # reaches those that fork faster than a sweep sees them
         sandbox.sweep()
         while self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
             self.read_log()
@@ -174,7 +189,7 @@ class Child:
         self.tell_lines()
         self.broken = broken
         if isinstance(broken, HungUp) or (broken and code > 0):  # it was late because it was dying
-            self.broken = ContractBroken(last_error(self.log_text(), code), Ending.CRASHED)
+            self.broken = ContractBroken(last_error(*self.words(), code), Ending.CRASHED)
         if self.idle_gb is None:
             self.memory_gb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
         else:
@@ -185,13 +200,20 @@ class Child:
             os.close(fd)
 
 
-def last_error(log: str, code: int) -> str:
-    """Why a process ended by itself: the exception it named last, or its last line."""
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    lines = [line[:200] for line in log.splitlines() if line.strip()]
-    error = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b")
+def last_error(early: str, late: str, code: int) -> str:
+    """Why a process ended by itself: the exception it named last, or its last line.
+
+    The researcher reads it, so of what it printed `late` the name of a common exception is all.
+    """
+    names = {each.value: each.name for each in signal.Signals}  # most real-time signals have none
+    how = f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
+    lines = [line[:200] for line in (late or early).splitlines() if line.strip()]
+    error = re.compile(r"([A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt))\b")
     named = [line for line in lines if error.match(line)]
     last = (named or lines)[-1] if lines and code else "ended before it was scored"
+    if late:
+        kind = error.match(last)[1].rpartition(".")[2] if named and code else ""
+        last = f"{kind if kind in COMMON else 'ended'} while it was scored"
     return f"{last} ({how})"
 
 
@@ -267,20 +289,27 @@ def stood_still(since: float) -> None:
         raise ContractBroken(f"the machine stood still for {seconds:.0f} s", Ending.BUSY)
 
 
-def watch(free_at_start: float) -> float:
+def disk_left() -> tuple[int, int]:
+    """(bytes, files) that the disk of the trial's folder can still take."""
+    facts = os.statvfs(ROOT)
+    return facts.f_bavail * facts.f_frsize, facts.f_favail
+
+
+def watch(disk_at_start: tuple[int, int]) -> float:
     """GB that the trial's processes hold, shared pages in each. Raises ContractBroken."""
     pids, n_bytes, n_threads = sandbox.descendants(os.getpid()), 0, 0
     if len(pids) > MAX_PROCESSES:
         raise ContractBroken(f"too many processes ({len(pids)})")
-    if free_at_start - shutil.disk_usage(ROOT).free > MAX_DISK_BYTES:
-        raise ContractBroken(f"wrote more than {MAX_DISK_BYTES / 1e9:.0f} GB")
+    taken = np.subtract(disk_at_start, disk_left())
+    if (taken > np.minimum(MOST_OF_DISK, np.array(disk_at_start) / 2)).any():
+        raise ContractBroken(f"took {taken[0] / 1e9:.1f} GB and {taken[1]} files of the disk")
     free_bytes, all_bytes = machine.memory()
     if free_bytes < LEAST_MEMORY * all_bytes:
         raise ContractBroken("out of memory", Ending.MEMORY)
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             n_bytes += psutil.Process(pid).memory_info().rss
-            n_threads += psutil.Process(pid).num_threads()
+            n_threads += sandbox.n_threads(pid)
     if n_threads > MAX_THREADS:
         raise ContractBroken(f"too many threads ({n_threads})")
     return round(n_bytes / 1e9, 3)

@@ -36,7 +36,7 @@ def plan(session: Session, each: bool, is_longer: bool, code: Callable[[int], st
     if is_longer:
         goal = dict.fromkeys(goal, 1 + min(known[number] for number in goal))
     removals, lines = taken_out(session, code) if each else ({}, [])
-    return partial(next_step, goal=goal, removals=removals), lines
+    return partial(next_measurement, goal=goal, removals=removals), lines
 
 
 def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, Proposal], list[str]]:
@@ -59,7 +59,7 @@ def without(parent: str, kept: str, final: str) -> str | None:
     return None if merged == final else merged
 
 
-def next_step(session: Session, in_flight: Sequence[Candidate], goal: Mapping[int, int],
+def next_measurement(session: Session, in_flight: Sequence[Candidate], goal: Mapping[int, int],
               removals: Mapping[int, Proposal]) -> Again | New | None:
     """What to measure next, the least measured first, so that a stop leaves whole rounds.
 

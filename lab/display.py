@@ -31,7 +31,7 @@ SILENCE_S = 3.0       # a phase says at least this often that it goes on
 WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
 PHASES = {"clock": "training", "score": "scoring", "witness": "witness", "profile": "profile"}  # event -> phase
-PROGRESS = re.compile(r"\b([0-9]{1,3})%.*?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # in a line
+PROGRESS = re.compile(r"\b([0-9]{1,3})%.{0,99}?loss ([0-9]{1,6}\.?[0-9]{0,6})")  # in a line
 Curve = dict[int, float]  # percent of the budget -> loss
 
 

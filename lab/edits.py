@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher, get_close_matches, unified_diff
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
@@ -22,7 +22,6 @@ MAX_ANSWER = 400_000  # characters; a whole train.py of 8 000 tokens is about 30
 MAX_CODE = 200_000    # characters of a resulting train.py
 MAX_SHOWN = 1_500     # characters of quoted code in one complaint
 MAX_NOTES = 1_500     # characters of the model's own notebook
-MAX_IDEAS = 3         # in one answer; the others are ignored
 
 KINDS = ("knob", "mechanism", "removal", "combination")
 AREAS = (
@@ -88,7 +87,6 @@ class Answer:
     kind: str = ""       # one of KINDS, or "" if the model named none of them
     area: str = "other"  # one of AREAS
     notes: str = ""      # the model's own notebook, "" if it wrote nothing new
-    spare: tuple["Answer", ...] = ()  # further ideas, the best first
 
 
 def _wrong(what: str, kind: Flaw = Flaw.CONTENT) -> ProposalError:
@@ -111,11 +109,10 @@ def parse(answer: str) -> Answer:
         raise _wrong(f"No whole section or block has these parts: {shown}. The answer ends with {last!r}; make it "
                      "shorter if it was cut off. Every <tag> needs its </tag>, and each marker is alone on its "
                      f"line, not indented. A block has this form:\n{FORM}\n", Flaw.FORM)
-    starts = [part.start() for part in parts if part["name"] == "description"]
-    cuts = [0, *starts[1:], len(text)]  # each further description begins another idea
-    first, *spare = [_idea(text[start:stop]) for start, stop in list(pairwise(cuts))[:MAX_IDEAS]]
+    second = [part.start() for part in parts if part["name"] == "description"][1:2]
+    first = _idea(text[:second[0]] if second else text)  # what comes after it is another idea
     notes = "\n".join(part["text"].strip() for part in parts if part["name"] == "notes")
-    return replace(first, notes=notes[:MAX_NOTES], spare=tuple(spare))
+    return replace(first, notes=notes[:MAX_NOTES])
 
 
 def _idea(text: str) -> Answer:
@@ -218,6 +215,28 @@ def _spliced(lines: list[str],
     for start, stop, new in reversed(ordered):
         lines[start:stop] = new
     return lines
+
+
+def diff(before: str, after: str) -> str:
+    """What changed, with the numbers of the lines."""
+    files = before.splitlines(), after.splitlines()
+    return "\n".join([*unified_diff(*files, lineterm="", n=0)][2:])
+
+
+def excerpt(code: str, limit: int, turn: int) -> str:
+    """Whole lines of a file that is too long, from the function, class or banner on that `turn` chooses.
+
+    What is left out stands there as a comment, which parse() would refuse in a whole train.py.
+    """
+    if len(code) <= limit:
+        return code
+    lines, n_chars = code.split("\n"), 200  # for the comments
+    starts = [n for n, line in enumerate(lines) if line.startswith(("def ", "class ", "# ---"))] or [0]
+    start = stop = starts[turn % len(starts)]
+    while stop < len(lines) and (n_chars := n_chars + len(lines[stop]) + 1) <= limit:
+        stop += 1
+    above, below = (f"# ... remaining code of {n} lines, not shown" for n in (start, len(lines) - stop))
+    return "\n".join([above, *lines[start:stop], below])
 
 
 def check(code: str, tried: Collection[str]) -> None:

@@ -12,7 +12,8 @@ over those places is at least what looking ahead is worth. Differences below 0 e
 little worse where it expects to be asked would hide a leak everywhere else. Half of the places are uniform. The other
 half is drawn where the trial's loss lies far below the baseline's, since a rare leak pays most there: a whole leak at
 one place in 2 500 moves the mean by ten times the bound. At all earlier places a difference of any sign betrays a model
-that looks further ahead, at other rows, or at its own past.
+that looks further ahead, at other rows, or at its own past. In a row that stays whole the last place is the last
+true one.
 
 | leak, n rows, b = BOUNDS[device].last | found with probability |
 |---|---|
@@ -51,24 +52,24 @@ EVERYWHERE = 0.5     # share of earlier places: beyond it something that was lea
 
 def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
               rng: np.random.Generator) -> np.ndarray:
-    """One cut a row, int (N,), in 1..T-1: the input tokens from it on will be foreign.
+    """One cut a row, int (N,), in 1..T: the input tokens from it on will be foreign, none at T.
 
     trial, baseline: losses (N, T); counts: bool (N, T), false for targets that weigh nothing in the score. Without a
     baseline all cuts are uniform.
     """
     n_rows, n_places = trial.shape
-    cuts = rng.integers(1, n_places, n_rows)
+    cuts = rng.integers(1, n_places + 1, n_rows)
     if baseline is None:
         return cuts
-    # Hidden from c on is the target of place c - 1; the last place has no future to hide.
-    pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0)[:, :-1] ** 2
+    # Hidden from c on is the target of place c - 1. The last place has no future, but a past in other rows.
+    pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0) ** 2
     row_pays = pays.sum(1)
     # Weighted draw without replacement, by exponential keys (Efraimidis and Spirakis 2006).
     keys = rng.exponential(size=n_rows) / np.maximum(row_pays, 1e-30)
     chosen = np.argsort(keys)[: n_rows // 2]
     chosen = chosen[row_pays[chosen] > 0]
     at = (np.cumsum(pays[chosen], 1) < (rng.random(len(chosen)) * row_pays[chosen])[:, None]).sum(1)
-    cuts[chosen] = np.minimum(at, n_places - 2) + 1
+    cuts[chosen] = np.minimum(at, n_places - 1) + 1
     return cuts
 
 
@@ -79,9 +80,10 @@ def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int,
     strangers = rows[rng.permutation(len(rows)), :-1]
     behind = np.arange(inputs.shape[1]) >= cuts[:, None]
     asked = np.where(behind, strangers, inputs)
-    at = np.arange(len(rows)), cuts
+    cut = np.flatnonzero(cuts < inputs.shape[1])
+    at = cut, cuts[cut]
     same = asked[at] == inputs[at]
-    shift = rng.integers(1, vocab_size, len(rows))
+    shift = rng.integers(1, vocab_size, len(cut))
     asked[at] = np.where(same, (asked[at] + shift) % vocab_size, asked[at])
     return asked
 

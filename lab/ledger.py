@@ -73,6 +73,7 @@ class Trial:
     witnessed: bool = False     # a second process that was told nothing said the same
     note: str = ""              # measured peculiarities ("pins its own seed", ...)
     log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
+    late_log: str = ""          # what it printed once it knew validation rows: never for the researcher
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
     profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
     slot: str = ""              # where it ran, of several places; "" for the only one
@@ -140,10 +141,15 @@ class Experiment:
         return Status.KEEP if self.kept_at >= 0 else self.own.status
 
     def values(self, split: str, budget_s: float | None = None) -> list[float]:
-        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count."""
+        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count.
+
+        No witness has seen a discard's own number. It counts for as long as there is no other.
+        """
         budget_s = self.own.budget if budget_s is None else budget_s
         rows = [row for row in self.rows if row.status != Status.BUSY and row.val_bpb is not None]
-        return [row.val_bpb for row in rows if (row.split, row.budget) == (split, budget_s)]
+        rows = [row for row in rows if (row.split, row.budget) == (split, budget_s)]
+        witnessed = [row for row in rows if row.status is not Status.DISCARD or split == "test"]
+        return [row.val_bpb for row in witnessed or rows]
 
     @property
     def val_bpb(self) -> float | None:

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ PROBES = 50            # of the session, the last ones
 PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's own cache
 MEMORY_BACK_S = 15.0   # how long GPU memory may take to come back
 USED_S = 2.0           # how far back one asks who computed on the card
+FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel's linux/proc_ns.h
 LEFT_GB = 0.5          # of it: what drivers and desktops move by
 
 
@@ -47,19 +48,30 @@ class Reading:
     stolen: float     # by the host of a virtual machine
     own: float        # by the agent, the referee and their trials
     waited: float     # by the trial's threads, ready to run and not run
+    others: Mapping[int, float] | None = None  # of each other process; None in a container, which does not see them
 
 
 def read(agent_pid: int) -> Reading | None:
     """The machine now; None where the kernel does not tell."""
     if sys.platform != "linux":
         return None
-    cores, own = psutil.cpu_times(), 0.0
-    for pid in (agent_pid, *sandbox.descendants(agent_pid)):
-        with contextlib.suppress(psutil.Error):
-            own += sum(psutil.Process(pid).cpu_times()[:4])  # with those of its ended children
+    cores, seconds, family = psutil.cpu_times(), _seconds(), {agent_pid, *sandbox.descendants(agent_pid)}
+    own = sum(seconds.get(pid, 0.0) for pid in family)
+    others = {pid: used for pid, used in seconds.items() if pid not in family}
+    is_whole = os.readlink("/proc/self/ns/pid") == FIRST_PID_NAMESPACE
     busy = cores.user + cores.nice + cores.system + cores.irq + cores.softirq
     waited = sum(_waited_s(pid) for pid in sandbox.descendants(os.getpid()))
-    return Reading(time.monotonic(), busy, cores.steal, own, waited)
+    return Reading(time.monotonic(), busy, cores.steal, own, waited, others if is_whole else None)
+
+
+def _seconds() -> dict[int, float]:
+    """Of every process that is seen, with those of its ended children that it waited for."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = file.read().rpartition(b")")[2].split()[11:15]  # utime, stime, cutime, cstime
+            found[int(pid)] = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _waited_s(pid: int) -> float:
@@ -79,6 +91,9 @@ def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> f
     if before is None or after is None:
         return 0.0
     strangers = max(0.0, (after.busy - before.busy) - (after.own - before.own))
+    if after.others is not None:  # the time of a child that nobody waits for is nobody's: a trial could have such ones
+        seen = [used - before.others.get(pid, 0.0) for pid, used in after.others.items()]
+        strangers = min(strangers, sum(used for used in seen if used > 0))
     waited = max(0.0, after.waited - before.waited)
     stolen = max(0.0, after.stolen - before.stolen)
     own_stolen = stolen * n_cores / os.cpu_count()

@@ -7,7 +7,7 @@ A deleted folder or a damaged line costs what it held, and stops nothing.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
@@ -15,7 +15,8 @@ from lab.ledger import Experiment, Proposal, Row, SetupError, Status, one_line, 
 from lab.prompt import Situation
 from lab.session import Session
 
-N_LOGS = 3  # trials whose output the prompt quotes, beside the incumbent's
+N_LOGS = 8  # trials whose facts the prompt quotes, beside those of the incumbent
+IDEAS = "ideas.jsonl"
 LESSONS, MAX_LESSONS = "lessons.md", 12  # and its most lines; ten are asked for
 
 
@@ -23,14 +24,15 @@ class Memory:
     """What a model said, read once and written as it grows. Beside it the rows of earlier sessions, by name."""
 
     def __init__(self, runs: Path, earlier: Mapping[str, Sequence[Row]] | None = None):
-        self.runs, self.earlier = runs, earlier or {}
-        self.ideas = list(read_objects(runs / "ideas.jsonl"))
+        self.runs, self.ideas = runs, list(read_objects(runs / IDEAS))
+        self.earlier = {tag: Situation("", {}, "", rows, ideas=by_number(read_objects(runs.parent / tag / IDEAS)))
+                        for tag, rows in (earlier or {}).items()}
 
     def add_idea(self, **idea: object) -> None:
         """Of an experiment: experiment, kind, area, reasoning. Of what never ran: rows, description, reason."""
         self.ideas.append(idea)
         self.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
-        with open(self.runs / "ideas.jsonl", "a", encoding="utf-8") as file:
+        with open(self.runs / IDEAS, "a", encoding="utf-8") as file:
             file.write(json.dumps(idea) + "\n")
 
     def write_notes(self, text: str) -> None:
@@ -48,20 +50,25 @@ class Memory:
         """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
         history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
-        same = [tag for tag, rows in self.earlier.items() if rows[0].data == history[0].own.data]
+        same = [tag for tag, other in self.earlier.items() if other.rows[0].data == history[0].own.data]
         lessons = [read_lessons(self.runs.parent / tag) for tag in same]
         return Situation(
             program, {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device,
                       **session.corpus},
             session.code, session.rows, earlier=[*self.earlier.values()],
             lessons="\n".join(next(filter(None, reversed(lessons)), ())),
-            ideas={idea["experiment"]: idea for idea in self.ideas if "experiment" in idea},
+            ideas=by_number(self.ideas),
             unapplied=[idea for idea in self.ideas if "experiment" not in idea],
             logs={n: runner.read_log(session.runs, n, e.own.seed) for n, e in quoted.items()},
             profiles={n: profile_of(session.runs, e, is_whole=e is best) for n, e in quoted.items()},
             running=[(proposal.description, proposal.code) for proposal in known],
             sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
             notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "")
+
+
+def by_number(ideas: Iterable[dict]) -> dict[int, dict]:
+    """What was said of experiments."""
+    return {idea["experiment"]: idea for idea in ideas if "experiment" in idea}
 
 
 def profile_of(runs: Path, experiment: Experiment, is_whole: bool) -> str:

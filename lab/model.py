@@ -12,15 +12,14 @@ import os
 import random
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab import edits
-from lab.backend import KEYS, Api, Command, Limits, Outage, Reply, Unavailable, clean
+from lab.backend import KEYS, Api, CallLimits, Command, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Proposal, SetupError, one_line, utc_now
-from lab.prompt import Prompt, form_alone, mend_prompt
+from lab.prompt import Prompt, brief, form_alone, mend_prompt
 
 DEFAULT_MODEL = "claude-opus-5-5"
 # Dollars per million tokens: input, output, one-hour cache write, cache read. List prices of
@@ -34,6 +33,7 @@ PRICES = {
 PLAUSIBLE_TOKENS = 10_000_000  # of one call; a server that reports more reports nonsense
 CHARS_A_TOKEN = 2.5            # code in the densest tokenizers: an upper bound of tokens
 MIN_TOKENS = 4_096             # an answer below this is not worth asking for
+BRIEF_TOKENS = 2_000           # of an answer in a context of 8 000
 REPAIRS = 2                    # calls that show the model what was wrong with its answer
 TRIES = 3                      # calls in a row before Unavailable
 MAX_WAIT_S, MAX_RETRY_AFTER_S = 300, 900
@@ -53,14 +53,14 @@ class Draft:
     proposal: Proposal
     answer: Answer
     base_code: str
-    spare: tuple["Draft", ...] = ()  # the answer's further ideas, the best first
 
 
 def rebase(draft: Draft, code: str, tried: Collection[str]) -> Draft:
     """The same change made to `code`, the incumbent of now. Raises ProposalError."""
     merged = edits.merge(draft.base_code, draft.proposal.code, code)
     if merged is None:
-        raise ProposalError("The idea and what was kept since change the same lines.", Flaw.CONFLICT)
+        raise ProposalError("The idea and another one, which is being measured or was kept, change the same lines. "
+                            "Make the change in other lines.", Flaw.CONFLICT)
     edits.check(merged, tried)
     notes = [draft.proposal.note, "merged with a newer incumbent" if code != draft.base_code else ""]
     proposal = replace(draft.proposal, code=merged, note="; ".join(filter(None, notes)))
@@ -115,8 +115,8 @@ class Researcher:
 
     def __init__(self, model: str, effort: str | None = None, command: str | None = None,
                  prices: Sequence[float] | None = None, fallback: str | None = None,
-                 calls_path: Path | None = None, limits: Limits | None = None):
-        self.limits = limits or Limits()
+                 calls_path: Path | None = None, limits: CallLimits | None = None):
+        self.limits = limits or CallLimits()
         self.calls_path = calls_path  # where each call is written down
         if command:
             self.backend, self.price = Command(command, self.limits), None
@@ -185,46 +185,53 @@ class _Talk:
 
     def draft(self, repairs: int) -> Draft:
         """Ask until an answer passes every check, or the repairs are used up."""
-        flaws, description = [], ""
+        flaws, description, found = [], "", None  # found: it passed, unless what is being measured is kept
         while True:
             try:
                 reply = self.ask()
                 _check_ending(reply)
                 answer = edits.parse(reply.text)
                 description = answer.description
-                draft = self._checked(answer, self.tried)
-                proposal = replace(draft.proposal, usd=self.usd, note=self._note(len(flaws)))
-                return replace(draft, proposal=proposal)
+                found = self._checked(answer, len(flaws))
+                for code in self.prompt.beside:
+                    rebase(found, code, self.tried)
+                return self._paid(found)
             except Unavailable as error:
+                if found:
+                    return self._paid(found)
                 error.usd = self.usd
                 raise
             except ProposalError as error:
                 flaws.append(error.kind)
-                if error.refused or len(flaws) > repairs:
+                is_over = error.refused or len(flaws) > repairs or flaws.count(Flaw.CONFLICT) > 1
+                if is_over and found:
+                    return self._paid(found)
+                if is_over:
                     error.usd, error.description = self.usd, description
                     raise
-                said = reply.text if reply.stop_reason == "end_turn" else ""
-                self.turns.append((said or "(no usable answer)", str(error)))
-                if flaws[-2:] == [Flaw.FORM, Flaw.FORM]:
-                    self.prompt = form_alone(self.prompt, said, str(error))
-                    self.turns.clear()
+                self._complain(reply, flaws, str(error))
 
-    def _checked(self, answer: Answer, tried: Collection[str]) -> Draft:
-        """The answer as a draft. Raises ProposalError if its first idea cannot be used."""
+    def _complain(self, reply: Reply, flaws: Sequence[Flaw], complaint: str) -> None:
+        """Show the model what was wrong; after two errors of form, or in a small context, beside the form alone."""
+        said = reply.text if reply.stop_reason == "end_turn" else ""
+        self.turns.append((said or "(no usable answer)", complaint))
+        if self.prompt.is_brief or flaws[-2:] == [Flaw.FORM, Flaw.FORM]:
+            self.prompt = form_alone(self.prompt, said, complaint)
+            self.turns.clear()
+
+    def _checked(self, answer: Answer, n_repairs: int) -> Draft:
+        """The answer as a draft, with a note of how it came about. Raises ProposalError."""
         code = edits.apply(answer, self.prompt.code)
-        edits.check(code, tried)
-        spare, tried = [], (*tried, edits.fingerprint(code))
-        for idea in answer.spare:
-            with suppress(ProposalError):  # a further idea is a gift, not worth a repair
-                spare.append(self._checked(idea, tried))
-        proposal = Proposal(answer.description, code, self.who.name, answer.reasoning)
-        return Draft(proposal, answer, self.prompt.code, tuple(spare))
+        edits.check(code, self.tried)
+        notes = (("", "repaired once", "repaired twice")[n_repairs],
+                 "no list price known, usd counted as 0" if self.who.price is None else "",
+                 "asked briefly, for a small context" if self.prompt.is_brief else "")
+        note = "; ".join(filter(None, notes))
+        proposal = Proposal(answer.description, code, self.who.name, answer.reasoning, note=note)
+        return Draft(proposal, answer, self.prompt.code)
 
-    def _note(self, n_repairs: int) -> str:
-        """What a row should say of how the answer came about."""
-        return "; ".join(filter(None, (
-            ("", "repaired once", "repaired twice")[n_repairs],
-            "no list price known, usd counted as 0" if self.who.price is None else "")))
+    def _paid(self, draft: Draft) -> Draft:
+        return replace(draft, proposal=replace(draft.proposal, usd=self.usd))
 
     def ask(self) -> Reply:
         """A finished answer, after a few tries if a fault may pass. Raises Unavailable."""
@@ -232,6 +239,10 @@ class _Talk:
         while True:
             reply = self._call()
             fault = reply.fault
+            if reply.is_too_long and not self.prompt.is_brief:
+                self.prompt = brief(self.prompt)
+                self.turns.clear()
+                continue
             if fault is None:
                 return reply
             failures += 1
@@ -264,6 +275,7 @@ class _Talk:
     def _affordable(self) -> int:
         """Output tokens that what is left of the limit pays for in the worst case."""
         price, most = self.who.price, self.who.backend.max_tokens
+        most = min(most, BRIEF_TOKENS) if self.prompt.is_brief else most
         left_usd = self.limit_usd - self.usd
         if price is None or left_usd == math.inf:
             return most

@@ -1,9 +1,8 @@
 """Whose idea comes next: the model's, drafted while a trial runs, or the tuner's.
 
 Promises: what could not be tried is remembered, in a file and in the next prompt, and what was
-billed is never forgotten. Where the model is late or out, a further idea of its last answers
-runs; then, with `auto`, the tuner takes the turn, and with `llm` the model is waited for. It runs
-no trial and decides nothing about keeping: agent.py does.
+billed is never forgotten. Where the model is late or out, the tuner takes the turn with `auto`, and
+with `llm` the model is waited for. It runs no trial and decides nothing about keeping: agent.py does.
 """
 
 import argparse
@@ -15,7 +14,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lab import confirm, edits, tuner
@@ -33,7 +31,6 @@ PATIENCE_S = 60.0       # how long the GPU waits for a draft under way; a model 
 LESSONS_S = 120         # for the lessons at the end of a session; a model thinks for a minute
 LEAST_IDEAS = 5         # that a process has tried; fewer are worth no lessons
 TUNER_MEMORY = 150      # how many earlier experiments the tuner learns from
-MOST_SPARE = 6          # further ideas that wait; the oldest go first
 MOST_ASKED = 64         # answers under way at once
 MENDABLE = (Ending.CRASHED, Ending.MEMORY, Ending.UNREPEATABLE)  # endings that one call with the log may mend
 
@@ -77,7 +74,6 @@ class Proposer:
         self.asked: tuple[Asked, ...] = ()
         self.waiting_since: float | None = None     # a slot is free, and an answer under way
         self.apart: deque[tuple[str, str, str]] = deque()  # changes that it may lack: description, before, after
-        self.spare: deque[tuple[Draft, str]] = deque(maxlen=MOST_SPARE)  # further ideas, and the program.md they read
 
     def close(self) -> None:
         self.drafter.shutdown(wait=True, cancel_futures=True)
@@ -125,7 +121,7 @@ class Proposer:
         is_alone = self.options.researcher == "llm"
         while self.researcher and not is_tuners_turn:
             asked = self._answered(session, in_flight)
-            if idea := self._model_idea(session, asked) if asked else self._spare_idea(session):
+            if idea := asked and self._model_idea(session, asked):
                 self.waiting_since = None
                 return idea
             if not asked and in_flight and (is_alone or self._is_patient()):
@@ -162,7 +158,7 @@ class Proposer:
         return False
 
     def _say_late(self) -> None:
-        self.display.say(f"the model is {PATIENCE_S:.0f} s late: another idea takes this turn")
+        self.display.say(f"the model is {PATIENCE_S:.0f} s late: the tuner takes this turn")
 
     def _tuner_idea(self, session: Session, in_flight: Sequence[Candidate]) -> New:
         past = [e for e in confirm.ideas(session.history) if e.status != Status.BUSY][-TUNER_MEMORY:]
@@ -184,7 +180,7 @@ class Proposer:
 
         Beside trials in flight nobody waits here: one of them may end at any moment.
         """
-        must_wait = self.options.researcher == "llm" and not self.spare and not in_flight
+        must_wait = self.options.researcher == "llm" and not in_flight
         if must_wait and not self.asked and self.stopped.wait(max(0.0, self.back_at - time.monotonic())):
             raise Stopped("stopped by you")
         self.draft_ahead(session, in_flight)
@@ -208,7 +204,6 @@ class Proposer:
         try:
             draft = asked.answer.result()
             description = draft.proposal.description
-            self.spare.extend((further, asked.program) for further in draft.spare)
             if draft.answer.notes:
                 self.memory.write_notes(draft.answer.notes)
             idea = self._fitted(session, draft, asked.program)
@@ -224,15 +219,6 @@ class Proposer:
         note = "; ".join(filter(None, (f"mended after: {asked.crash}", idea.proposal.note)))
         return replace(idea, proposal=replace(idea.proposal, note=note), is_mend=True)
 
-    def _spare_idea(self, session: Session) -> New | None:
-        """A further idea of an earlier answer that still fits, the oldest first."""
-        while self.spare:
-            with suppress(ProposalError):  # it was a gift
-                idea = self._fitted(session, *self.spare.popleft())
-                self.display.say("the model is late or out: a further idea of its last answers is tried")
-                return idea
-        return None
-
     def _fitted(self, session: Session, draft: Draft, program: str) -> New:
         """The draft on the incumbent of now. Raises ProposalError where it does not merge, or was steered otherwise."""
         if directions(program) != directions(self._program()):
@@ -246,9 +232,8 @@ class Proposer:
 
     def draft_ahead(self, session: Session, in_flight: Sequence[Candidate], n: int = 1) -> None:
         """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
-        drafted = [draft.proposal for draft, _ in self.spare] if n > 1 else []
         while len(self.asked) < n and session.incumbent and self._may_ask():
-            known = [c.proposal for c in in_flight if not c.is_repeat] + drafted
+            known = [c.proposal for c in in_flight if not c.is_repeat]
             now = self.memory.situation(session, known, self._program())
             self._submit(replace(now, n_writing=sum(not asked.answer.done() for asked in self.asked)))
 
@@ -257,7 +242,8 @@ class Proposer:
         is_models = candidate.proposal.source not in ("tuner", "baseline", COMBINED, confirm.LEFT_OUT)
         if is_models and not candidate.step.is_mend and trial.ending in MENDABLE and self._may_ask():
             now = self.memory.situation(session, (), self._program())
-            self._submit(replace(now, code=candidate.parent_code), trial.reason, candidate.proposal.code, trial.log)
+            told = f"{candidate.proposal.description}\n{trial.reason}\n{trial.log}"
+            self._submit(replace(now, code=candidate.parent_code), trial.reason, candidate.proposal.code, told)
 
     def _submit(self, now: Situation, crash: str = "", *crashed: str) -> None:
         """Ask for a proposal, or for the mend of a crash with this train.py and log."""

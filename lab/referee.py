@@ -7,13 +7,11 @@ inputs only after the file of what was learnt is whole; targets and byte counts 
 computed here, from logits, and nothing a trial prints is parsed. When this process ends, so has
 every process of the trial. It does not know what an experiment is.
 
-How large may a file be? It is whole before the trial sees a validation row, so whatever it holds
-was learnt in time, and a larger one gives nobody a better number. What a module holds is untrusted
-code's own word, in the trial as in the witness, and a buffer of zeros makes it as large as one
-likes: no bound comes from there. Memory is the bound. The referee's copy, what the witness reads,
-the tensors made of it and its module are four times the file, so it may fill a quarter of what was
-free at the trial's start. Pages that nobody wrote do not count: nobody can claim a file that was
-not paid for with memory and time of the trial's own.
+How large may a file be? It is whole before the trial sees a validation row, so a larger one gives
+nobody a better number. Memory is the bound: the referee's copy, what the witness reads, the tensors
+made of it and its module are four times the file, so it may fill a quarter of what was free. Beyond
+the baseline's size, which the referee takes while the trial starts, pages that nobody wrote do not
+count: the trial pays for its file.
 """
 
 import json
@@ -33,7 +31,7 @@ from lab.child import CACHE_LIMITS, Child, ContractBroken, child_of, remove, sto
 from lab.corpus import Data
 from lab.ledger import Ending
 from lab.scoring import Scorer, bits_per_byte
-from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory, sealed_copy
+from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory, sealed_copy, take_pages
 
 START_FACTOR, START_SLACK_S = 1.5, 10.0  # start-up that is free, by the baseline's own seconds
 WITNESS_FACTOR = 3.0                     # how much longer than its trial a witness may start
@@ -47,7 +45,7 @@ CARD_EVERY_S = 1.0                   # how often a GPU is looked at
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrialLimits:
     """Seconds of patience; each ends the trial, and the row's reason says which it was."""
 
     start_s: float = 300.0     # imports, model, compile and warm-up, until the first batch
@@ -56,7 +54,7 @@ class Limits:
     stop_s: float = 10.0       # from the last logits to the end of the process
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TrialLimits()
 
 
 class Training:
@@ -112,20 +110,22 @@ class Training:
                 self.take_file(file_fd, count)
             else:
                 raise ContractBroken(f"protocol: request {operation!r} {count} while training")
-        after = machine.read(self.spec["parent"])
-        self.lost = machine.lost_share(self.at_clock, after, self.spec["cores"])
+        self.lost = machine.lost_share(self.at_clock, machine.read(self.spec["parent"]), self.spec["cores"])
         if self.card_lost:
             self.lost = sum(self.card_lost) / len(self.card_lost)
         self.check_deadline()
 
-    def count_pull(self, now: float) -> None:
+    def start_clock(self, now: float) -> None:
         """The first pull starts the budget, or the end of the free start-up does."""
+        took_s = now - self.started_at
+        over_s = took_s - self.free_start_s
+        if over_s > 0:
+            self.note = f"start-up took {took_s:.0f} s: {over_s:.0f} s of it counted"
+        self.clock_at = now - max(0.0, over_s)
+
+    def count_pull(self, now: float) -> None:
         if self.clock_at is None:
-            over_s = now - self.started_at - self.free_start_s
-            if over_s > 0:
-                took_s = now - self.started_at
-                self.note = f"start-up took {took_s:.0f} s: {over_s:.0f} s of it counted"
-            self.clock_at = now - max(0.0, over_s)
+            self.start_clock(now)
             self.at_clock = machine.read(self.spec["parent"])
             tell("clock", self.budget_s)
         self.pulled_at.append(now)
@@ -135,8 +135,7 @@ class Training:
 
     def row_s(self) -> float:
         """Seconds of training a row that it pulled."""
-        took_s = self.file_at - self.clock_at if self.clock_at else math.inf
-        return took_s / max(1, self.n_rows)
+        return (self.file_at - self.clock_at) / self.n_rows if self.n_rows else math.inf
 
     def late_s(self) -> float:
         """How long after the budget the file may be whole: a step, its bytes, and a slack."""
@@ -147,7 +146,7 @@ class Training:
 
     def check_deadline(self) -> None:
         """Raise ContractBroken where the file was late."""
-        late_s = self.file_at - self.clock_at - self.budget_s if self.clock_at else 0.0
+        late_s = self.file_at - self.clock_at - self.budget_s
         if late_s > self.late_s():
             raise ContractBroken(f"trained past its budget: its file came {late_s:.2f} s after it, "
                                  f"{self.late_s():.2f} are allowed")
@@ -160,6 +159,8 @@ class Training:
             why = "kept its file open for writing after it had said that it was whole"
             raise ContractBroken(why) from None
         self.file_at, self.file_bytes = time.monotonic(), n_bytes
+        if self.clock_at is None:  # it pulled no batch, but its start-up has an end
+            self.start_clock(self.file_at)
         facts = os.fstat(file_fd)
         written = facts.st_blocks * 512 if hasattr(os, "memfd_create") else facts.st_size
         if not 0 < n_bytes <= written:
@@ -184,15 +185,12 @@ def run(spec: dict) -> dict:
     share = spec["cores"] / os.cpu_count()  # of the machine, where several trials run at once
     file_fd = sealable_memory("model", int(machine.memory()[0] * share) // FILE_PART)
     trial = measure(spec, data, known, file_fd)
-    broken, log, val_bpb, witnessed = trial.child.broken, trial.child.log_text(), None, False
+    broken, words, val_bpb, witnessed = trial.child.broken, trial.child.words(), None, False
     notes = [trial.training.note, trial.child.note]
-    busy = ""
-    if probe_s and not broken:
-        busy = machine.verdict(work, trial.training.lost, probe_s, spec["last_try"])
-    if busy and spec["last_try"]:
-        notes.append(busy)
-    elif busy:
-        broken = ContractBroken(busy, Ending.BUSY)
+    is_last = spec["last_try"]
+    if probe_s and not broken and (busy := machine.verdict(work, trial.training.lost, probe_s, is_last)):
+        notes.append(busy if is_last else "")
+        broken = None if is_last else ContractBroken(busy, Ending.BUSY)
     if not broken:
         cache, fresh = folder / "cache", folder / "cache.new"  # which every later trial starts from
         if spec["is_baseline"] and not cache.exists():
@@ -202,11 +200,11 @@ def run(spec: dict) -> dict:
         n_bytes = data.token_bytes()[rows[:, 1:].astype(np.int64)]
         val_bpb = bits_per_byte(trial.losses, n_bytes)
         if val_bpb < spec["witness_below"]:
-            broken, printed = ask_witness(spec, data, known, file_fd, trial, n_bytes > 0)
-            witnessed, log = broken is None, log + printed
+            broken, words = ask_witness(spec, data, known, file_fd, trial, n_bytes > 0)
+            witnessed = not broken
         if spec["split"] == "val" and known is None and not spec["is_baseline"]:
             notes.append("what the baseline measured is gone: the witness was asked at uniform places alone")
-    if broken and broken.ending is Ending.BUSY and spec["last_try"]:  # else it would run again for ever
+    if broken and broken.ending is Ending.BUSY and is_last:  # else it would run again for ever
         broken = ContractBroken(f"{broken}, as often before", Ending.CRASHED)
     fields = fields_of(spec, data, trial)
     lines = facts_of(fields, trial.training, data)
@@ -214,19 +212,19 @@ def run(spec: dict) -> dict:
         lines += profile(spec, data, trial.training)
     remove(work / "trial")
     return fields | {
-        "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": log,
+        "val_bpb": None if broken else val_bpb, "reason": str(broken or ""), "log": words[0], "late_log": words[1],
         "ending": broken.ending if broken else Ending.SCORED, "witnessed": witnessed, "profile": lines.strip(),
         "note": "; ".join(filter(None, notes))}
 
 
 def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Measured:
     """Train, write the file, score, end; whatever the trial does wrong is a value."""
-    limits, losses, dtype = Limits(**spec["limits"]), None, ""
+    limits, losses, dtype = TrialLimits(**spec["limits"]), None, ""
     start_s = math.inf if spec["is_baseline"] else known.start_s if known else 0.0
-    free_s = START_FACTOR * start_s + START_SLACK_S
-    training = Training(spec, free_s)
+    training = Training(spec, START_FACTOR * start_s + START_SLACK_S)
     with child_of(spec, data, file_fd) as child:
         tell("start", None)
+        take_pages(file_fd, known.file_bytes if known else 0)
         scorer = Scorer(data, spec["split"], spec["device"])  # imports torch beside the trial
         training.feed(child, data, file_fd, limits.start_s)
         tell("score", None)
@@ -237,14 +235,14 @@ def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Mea
 
 
 def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, trial: Measured,
-                counts: np.ndarray) -> tuple[ContractBroken | None, str]:
-    """(what the witness proves against a trial that has ended, or None; what it printed).
+                counts: np.ndarray) -> tuple[ContractBroken | None, tuple[str, str]]:
+    """(what the witness proves against a trial that has ended, or None; what the two printed, see Child.words).
 
     counts: bool (N, T), false for targets that weigh nothing in the score. A good model is kept.
     """
     tell("witness", None)
     rng = np.random.default_rng()  # by the system's entropy: no trial could know it
-    limits, training, losses = Limits(**spec["limits"]), trial.training, trial.losses
+    limits, training, losses, words = TrialLimits(**spec["limits"]), trial.training, trial.losses, trial.child.words()
     fits = known and spec["split"] == "val" and known.losses.shape == losses.shape
     cuts = exam.draw_cuts(losses, known.losses if fits else None, counts, rng)
     scorer = Scorer(data, spec["split"], spec["device"])
@@ -258,15 +256,15 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     if broken := child.broken:
         why = f"its train.py does not run with a stream that is already over: {broken}"
         is_busy = broken.ending is Ending.BUSY
-        return (broken if is_busy else ContractBroken(why, Ending.UNREPEATABLE),
-                f"\n[the witness printed:]\n{child.log_text()}")
-    if dtype != trial.dtype:
-        return ContractBroken("its logits have another type in a second process"), ""
-    ending, why = exam.verdict(losses, witnessed, cuts, spec["device"])
+        words = tuple(map("\n[the witness printed:]\n".join, zip(words, child.words(), strict=True)))
+        return broken if is_busy else ContractBroken(why, Ending.UNREPEATABLE), words
+    ending, why = Ending.FOUL, "its logits have another type in a second process"
+    if dtype == trial.dtype:
+        ending, why = exam.verdict(losses, witnessed, cuts, spec["device"])
     if ending is not Ending.SCORED:
-        return ContractBroken(why, ending), ""
+        return ContractBroken(why, ending), words
     keep(spec, copy_fd, trial)
-    return None, ""
+    return None, words
 
 
 def wait_for_load(child: Child, limit_s: float) -> None:
@@ -284,7 +282,8 @@ def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
     with mapped(copy_fd, trial.training.file_bytes) as content:
         (Path(spec["work"]) / "candidate.safetensors").write_bytes(content)
     if spec["is_baseline"]:
-        baseline.write(Path(spec["folder"]), trial.training.start_s(), trial.losses)
+        measured = Baseline(trial.training.start_s(), trial.training.file_bytes, trial.losses)
+        baseline.write(Path(spec["folder"]), measured)
 
 
 def profile(spec: dict, data: Data, training: Training) -> str:

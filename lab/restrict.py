@@ -30,6 +30,7 @@ SIGNALS_FROM = 6  # the version that keeps signals inside
 TCP, SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals of processes outside
 PRIVATE = ("/tmp", "/dev/shm")  # of a trial in namespaces, in memory
 MAX_FILE_BYTES = 16 * 10**9
+MAX_THREADS = 16_384  # of a user other than root; Linux may have only 32 768 numbers for them all
 TMPFS_SIZE = "size=25%,mode=1777"  # of the machine's memory, which the referee watches
 A_SIGNAL = 128  # added to a signal's number it is an exit code, as in a shell
 
@@ -39,7 +40,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     spec, program = json.loads(sys.argv[1]), sys.argv[2:]
     die_with_parent(spec["parent"], signal.SIGKILL)
-    for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES)):
+    for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+                         (resource.RLIMIT_NPROC, MAX_THREADS)):
         hard = resource.getrlimit(kind)[1]
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (limit, limit))

@@ -21,7 +21,7 @@ from pathlib import Path
 from lab import baseline, sandbox
 from lab.corpus import Data, default_data, held_out, open_data
 from lab.ledger import Ending, SetupError, Trial, one_line
-from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, Limits
+from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, TrialLimits
 from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
@@ -53,7 +53,7 @@ class RefereeFailed(Exception):
 def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, split: str = "val",
         witness_below: float = math.inf, is_baseline: bool = False, last_try: bool = False,
         on_event: Callable[[str, object], None] = lambda kind, value: None,
-        interrupted: Callable[[], bool] = lambda: False, limits: Limits = DEFAULT_LIMITS,
+        interrupted: Callable[[], bool] = lambda: False, limits: TrialLimits = DEFAULT_LIMITS,
         slot: Slot = Slot()) -> Trial | None:  # noqa: B008  frozen
     """Run one train.py under the budget; None when `interrupted` became true before it ended.
 
@@ -94,7 +94,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     raise RefereeFailed(f"the referee ended with code {process.returncode}: {said}")
 
 
-def longest_s(limits: Limits, budget_s: float) -> float:
+def longest_s(limits: TrialLimits, budget_s: float) -> float:
     """Of a trial, its witness and its profile, which may take longer to start."""
     patience_s = (1 + 2 * WITNESS_FACTOR) * sum(asdict(limits).values())
     return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
@@ -104,7 +104,7 @@ def follow(process: subprocess.Popen, deadline: float, on_event: Callable,
            interrupted: Callable) -> dict | None:
     """Pass the referee's events on until its result; None when it ends without one, or must."""
     pending = b""
-    with selectors.DefaultSelector() as selector:
+    with selectors.PollSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while time.monotonic() < deadline and not interrupted():
             if not selector.select(0.1):
@@ -151,7 +151,7 @@ def by_hand(path: Path) -> int:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
     for name, value in asdict(trial).items():
-        if name not in ("log", "phases", "profile"):
+        if name not in ("log", "late_log", "phases", "profile"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
 
@@ -170,7 +170,10 @@ def baseline_known(runs: Path) -> bool:
 
 
 def keep_model(runs: Path, slot: Slot) -> None:
-    """Make the file of the trial that has just been kept the session's model."""
+    """Make the file of the trial that has just been kept the session's model.
+
+    A kill between its row and this leaves the file of the keep before.
+    """
     learnt = slot.folder(runs) / "candidate.safetensors"
     if learnt.exists():
         os.replace(learnt, runs / "model.safetensors")
@@ -180,7 +183,9 @@ def save_log(trial: Trial, runs: Path, number: int) -> None:
     """What a trial of an experiment printed beside what was measured, for the morning."""
     path = runs / f"{number:04d}-{trial.seed}.log"
     path.write_text(trial.log, encoding="utf-8", errors="replace")
-    facts = {name: value for name, value in asdict(trial).items() if name != "log"}
+    if trial.late_log:
+        path.with_suffix(".late.log").write_text(trial.late_log, encoding="utf-8", errors="replace")
+    facts = {name: value for name, value in asdict(trial).items() if name not in ("log", "late_log")}
     path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
 

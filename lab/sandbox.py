@@ -161,6 +161,15 @@ def adopt_orphans() -> None:
     restrict.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+def n_threads(pid: int) -> int:
+    """Of a process. On Linux psutil would read them in a text that begins with the name the process gave itself."""
+    if os.path.isdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            return os.stat(f"/proc/{pid}/task").st_nlink - 2  # a folder each
+        return 0
+    return psutil.Process(pid).num_threads()
+
+
 def descendants(root: int) -> list[int]:
     """Process numbers of every living descendant of `root`."""
     return family(root)[0]

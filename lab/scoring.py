@@ -9,13 +9,14 @@ import mmap
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from lab.child import Child, ContractBroken
 from lab.corpus import Data
 from lab.ledger import Ending
-from lab.wire import LOGIT_DTYPES, LOGITS, page_lock
+from lab.wire import LOGIT_DTYPES, LOGIT_SLOTS, LOGITS, page_lock
 
 SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer takes at most so long; nobody trains there ...
 SLOW_TRAINED = 10.0                      # ... nor so many times as long as training on its rows took
@@ -56,7 +57,7 @@ class Scorer:
     def rows_an_ask(self, wanted: int, logits_bytes: int) -> int:
         """Rows of an ask: those of a training batch, if they fit into a slot and leave enough asks."""
         doubled = wanted if self.on_gpu else 2 * wanted  # fewer, larger; a GPU's memory is full
-        fit = logits_bytes // (2 * 4 * self.row_logits)
+        fit = logits_bytes // (LOGIT_SLOTS * 4 * self.row_logits)
         return max(1, min(doubled, len(self.rows) // LEAST_ASKS, fit))
 
     def ask_all(self, child: Child, order: np.ndarray, inputs: np.ndarray, wanted_rows: int,
@@ -67,39 +68,54 @@ class Scorer:
         """
         import torch
 
-        deadline = time.monotonic() + limit_s
         logits_bytes, n_places = os.fstat(child.logits_fd).st_size, inputs.shape[1]
         asks = batches(order, self.rows_an_ask(wanted_rows, logits_bytes))
+        rehearsal = np.random.default_rng().integers(0, self.piece.shape[1], (len(asks[0]), n_places))
+        questions = Questions(child, [rehearsal, *(inputs[rows] for rows in asks)], limit_s)
         losses, dtype, waits_s = np.empty(inputs.shape, np.float32), "", []
-
-        def send(number: int) -> float:
-            began = time.monotonic()
-            if number < len(asks):
-                rows = asks[number]
-                child.answer(float(len(rows)), inputs[rows], deadline, LATE)
-            return began
-
         with mmap.mmap(child.logits_fd, logits_bytes) as shared:
-            slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(2)
-            sent_at = send(0)
-            for number, rows in enumerate(asks):
+            slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(LOGIT_SLOTS)
+            asked_at = questions.send(0)
+            for number, rows in enumerate([asks[0], *asks]):  # as many at the rehearsal
                 limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s)
-                dtype = answer_type(child, min(deadline, sent_at + limit_s), dtype)
-                waits_s.append(time.monotonic() - sent_at)
+                dtype = answer_type(child, min(questions.deadline, asked_at + limit_s), dtype)
+                waits_s.append(time.monotonic() - asked_at)
                 kind = getattr(torch, dtype)
-                logits = slots[number % 2][: len(rows) * self.row_logits * kind.itemsize]
-                if self.on_gpu:  # it computes the next answer while this one is scored
-                    sent_at = send(number + 1)
-                    if number < 2:
+                logits = slots[number % LOGIT_SLOTS][: len(rows) * self.row_logits * kind.itemsize]
+                if self.on_gpu:  # it copies and computes while this answer is scored
+                    asked_at = questions.send(number + LOGIT_SLOTS - 1)
+                    if number < LOGIT_SLOTS:
                         page_lock(logits)
                 logits = logits.view(kind).view(len(rows), n_places, -1)
-                losses[rows] = self.losses(logits, self.rows[rows, 1:])
+                if number:
+                    losses[rows] = self.losses(logits, self.rows[rows, 1:])
                 if not self.on_gpu:
-                    sent_at = send(number + 1)
+                    asked_at = questions.send(number + 1)
             del logits, slots
-        child.answer(0.0, inputs[:0], deadline, LATE)
         check_waits(waits_s, len(asks[0]) * row_s)
         return losses, dtype
+
+
+class Questions:
+    """What a process is asked: random tokens, then batches of rows, then nothing more.
+
+    The random ones are a rehearsal: what fails, fails there, and the researcher may read its words.
+    """
+
+    def __init__(self, child: Child, inputs: Sequence[np.ndarray], limit_s: float):
+        """inputs: (rows, T) each, the rehearsal first."""
+        self.child, self.inputs, self.n_sent = child, [*inputs, inputs[0][:0]], 0
+        self.deadline = time.monotonic() + limit_s
+
+    def send(self, number: int) -> float:
+        """Send all that are left up to this one; when they were."""
+        while self.n_sent <= min(number, len(self.inputs) - 1):
+            if self.n_sent == 1:
+                self.child.begin_rows()
+            tokens = self.inputs[self.n_sent]
+            self.child.answer(float(len(tokens)), tokens, self.deadline, LATE)
+            self.n_sent += 1
+        return time.monotonic()
 
 
 def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:

@@ -49,22 +49,24 @@ REFUSED = """
     # Not F_SETOWN, SETSIG, SETOWN_EX, SETLEASE, NOTIFY, ADD_SEALS, SET_RW_HINT: none of them needs write access
     fcntl 72 25 arg1!=8|10|15|1024|1026|1033|1036
 """
-# "Not a terminal", as from any other file. Not TIOCSTI, TIOCLINUX, nor the letters f, v, X of file systems or Btrfs'
-NO_TERMINAL = "ioctl 16 29 arg1!=0x5412|0x541C arg1&0xFF00!=0x6600|0x7600|0x5800|0x9400"
+# "Not a terminal", as from any other file. Not TIOCSTI, TIOCLINUX, nor the letters f, v, X of file systems or Btrfs',
+# nor FIOSETOWN and SIOCSPGRP, which have a socket send signals to whom one names.
+NO_TERMINAL = "ioctl 16 29 arg1!=0x5412|0x541C|0x8901|0x8902 arg1&0xFF00!=0x6600|0x7600|0x5800|0x9400"
 # These do not exist for a trial, so that libraries take the older way: flags of clone3 lie in memory, where no filter
 # looks; preadv2 can ask what is cached; io_uring would do all of the above unseen.
 UNKNOWN = """
     clone3 435 435, preadv2 327 286, pwritev2 328 287, io_uring_setup 425 425, io_uring_enter 426 426,
     io_uring_register 427 427
 """
-# In namespaces of its own a trial meets no process and no Unix socket but its own.
+# In namespaces of its own a trial meets no process and no Unix socket but its own. Among others it stays in its process
+# group, so that one signal reaches all of it, however fast it forks.
 REFUSED_IN_NAMESPACES = ", socket 41 198 arg0=1"
 REFUSED_AMONG_OTHERS = """
     , socket 41 198, sched_setaffinity 203 122 arg0=0, sched_setparam 142 118 arg0=0,
-    sched_setscheduler 144 119 arg0=0, sched_setattr 314 274 arg0=0
+    sched_setscheduler 144 119 arg0=0, sched_setattr 314 274 arg0=0, setpgid 109 154, setsid 112 157
 """
 # Where Landlock lets signals out (before its version 6): none to all, nor to those that watch the trial. `tkill`
-# names a thread, and nobody sees whose; the C library has no use for it.
+# names a thread, pidfd_send_signal a descriptor, and nobody sees whose; training has no use for either.
 SIGNALS = ("kill 62 129", "tgkill 234 131", "rt_sigqueueinfo 129 138", "rt_tgsigqueueinfo 297 240",
            "pidfd_open 434 434")
 REFUSED_IF_BOUND = ", sched_setaffinity 203 122"
@@ -95,7 +97,7 @@ def calls(private: bool, is_bound: bool = False, watchers: Sequence[int] = ()) -
     if watchers:
         named = [-1, *watchers, *(-pid for pid in watchers)]  # all, processes, groups
         values = "|".join(str(number % 2**32) for number in named)
-        level += ", tkill 200 130" + "".join(f", {call} arg0!={values}" for call in SIGNALS)
+        level += ", tkill 200 130, pidfd_send_signal 424 424" + "".join(f", {call} arg0!={values}" for call in SIGNALS)
     for text, error in ((REFUSED + bound + level, errno.EPERM), (NO_TERMINAL, errno.ENOTTY), (UNKNOWN, errno.ENOSYS)):
         for row in re.sub("#.*", ",", text).split(","):
             if row.strip():

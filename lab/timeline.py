@@ -33,6 +33,7 @@ def timeline(rows: Sequence[Row]) -> list[Moment]:
     """Every row that counts on the validation split, in the order of the file."""
     moments: list[Moment] = []
     values: dict[int | None, list[float]] = {None: []}  # of each experiment, so far
+    unseen: set[int] = set()  # discards whose one number no witness has seen: the next one takes its place
     kept, highest = None, 0
     for row in rows:
         if row.split != "val" or row.status is Status.BUSY:
@@ -42,6 +43,11 @@ def timeline(rows: Sequence[Row]) -> list[Moment]:
         # With several trials in flight the parent may no longer be the incumbent that it is judged against.
         rival = kept if is_own or row.status is Status.KEEP else None
         before = statistics.fmean(values[rival]) if values[rival] else None
+        if row.experiment in unseen and row.val_bpb is not None:
+            unseen.remove(row.experiment)
+            values[row.experiment] = []
+        elif is_own and row.status is Status.DISCARD:
+            unseen.add(row.experiment)
         values.setdefault(row.experiment, []).extend([] if row.val_bpb is None else [row.val_bpb])
         kept = row.experiment if row.status is Status.KEEP else kept
         after = statistics.fmean(values[kept]) if values[kept] else None

@@ -2,7 +2,8 @@
 
 Promises: only digits change. An integer stays one, a power of two too, a float below 1 stays between 0
 and 1. The same history and seed give the same proposals. Left alone: seeds, 0 and negative integers,
-names assigned twice, `# fixed` lines, and the other kind of device's (GPU_ on a CPU, CPU_ elsewhere).
+what nothing reads, names assigned twice, `# fixed` lines, and the other kind of device's (GPU_ on a CPU,
+CPU_ elsewhere).
 """
 
 import ast
@@ -122,16 +123,25 @@ def rewrite(code: str, changes: Sequence[tuple[Knob, Value]]) -> str:
     return code
 
 
+def names_read(code: str) -> set[str]:
+    """A constant that nothing reads would cost a trial and change nothing."""
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
+
+
 def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int,
                device: str = "cpu") -> Iterator[Proposal]:
     """Proposals, some of them twice; `history` has train.py and val_bpb (None for a crash) in any order."""
     elsewhere = "GPU_" if device.lower() == "cpu" else "CPU_"
-    found = [knob for knob in find(code) if not knob.name.startswith(elsewhere)]
+    read = names_read(code)
+    found = [knob for knob in find(code) if knob.name in read and not knob.name.startswith(elsewhere)]
     rng, names = random.Random(seed), knobs(code).keys()
     told = [(math.inf if bpb is None else bpb, knobs(earlier)) for earlier, bpb in history]
     told = [(bpb, values) for bpb, values in told if values.keys() == names]
     told.sort(key=lambda trial: (trial[0], sorted(trial[1].items())))  # best first, crashes last
-    for _ in range(ATTEMPTS if found else 0):
+    for attempt in range(ATTEMPTS if found else 0):
+        if attempt == ATTEMPTS // 2:
+            told = []  # near the best all is tried: anywhere in the neighbourhood then
         numbers = rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE)))
         few = [found[number] for number in sorted(numbers)]
         places = _places(few, told, rng.randrange(2**31))

@@ -6,15 +6,15 @@ Nothing is started or stopped here: agent.py does.
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 
 from lab import confirm, ledger
-from lab.ledger import Experiment, Status, Trial
+from lab.ledger import Experiment, Row, Status, Trial
 from lab.session import Again, Candidate, Session, Stopped
 
 # Experiments without a keep until the incumbent is measured once more: luck does not last.
@@ -60,9 +60,11 @@ def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experimen
 
 def judge_repeat(session: Session, experiment: Experiment, trial: Trial) -> tuple[Status, str]:
     """A repeat brings back a train.py whose mean is now below the incumbent's estimate."""
-    incumbent, values = session.incumbent, [*experiment.values("val"), trial.val_bpb]
+    incumbent = session.incumbent
     is_rival = trial.split == "val" and experiment.number != incumbent.number
-    if is_rival and trial.witnessed and not trial.crashed and statistics.fmean(values) < incumbent.val_bpb:
+    row = Row(experiment.commit, trial.val_bpb, status=Status.REPEAT, split=trial.split, budget=trial.budget)
+    mean = replace(experiment, rows=(*experiment.rows, row)).val_bpb
+    if is_rival and trial.witnessed and not trial.crashed and mean < incumbent.val_bpb:
         return Status.KEEP, f"lower than #{incumbent.number} in the mean of its trials"
     return Status.REPEAT, ledger.pinned(experiment, trial)
 

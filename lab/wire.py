@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -20,12 +21,13 @@ import numpy as np
 #   PULL rows                 -> the fraction of the budget spent; while below 1, rows of T + 1 tokens
 #   FILE bytes, LOGITS dtype  -> how many rows to answer for next (0: done), and their T inputs
 #   ROWS of a batch, PARAMS   -> nothing
-# The logits of ask i go to slot i % 2 of the shared memory, so that one ask is scored while the trial
-# computes the next.
+# The logits of ask i go to slot i % 3 of the shared memory. On a GPU one ask is scored there while the
+# trial copies the next one and computes the one after it.
 REQUEST = struct.Struct("<cQ")
 ANSWER = struct.Struct("<d")
 PULL, ROWS, PARAMS, FILE, LOGITS = b"p", b"r", b"n", b"f", b"l"
 LOGIT_DTYPES = ("float32", "bfloat16", "float16")  # LOGITS names one by its place here
+LOGIT_SLOTS = 3
 LOGIT_SLOT_BYTES = 1 << 29             # address space; only what a batch fills becomes memory
 TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"  # JSON: what Link and prepare.py read
 # Have glibc keep what tensors free, in huge pages: to return megabytes and fetch them anew is 1/8 of a
@@ -93,6 +95,12 @@ def sealable_memory(name: str, n_bytes: int) -> int:
         return os.dup(file.fileno())
 
 
+def take_pages(fd: int, n_bytes: int) -> None:
+    """Have its first pages ready (Linux): to write into memory that nobody had yet takes 1 s a GB."""
+    if sys.platform == "linux" and n_bytes:
+        os.posix_fallocate(fd, 0, min(n_bytes, os.fstat(fd).st_size))
+
+
 def seal(fd: int) -> None:
     """Let nobody write to it any more (Linux). Raises OSError while it is mapped for writing."""
     if hasattr(fcntl, "F_ADD_SEALS"):
@@ -119,8 +127,8 @@ def sealed_copy(file_fd: int, n_bytes: int) -> int:
 
 
 def logits_memory(row_logits: int) -> tuple[int, int]:
-    """(descriptor, bytes) of two slots of logits, each of whole rows."""
-    n_bytes = 2 * 4 * row_logits * max(1, LOGIT_SLOT_BYTES // (4 * row_logits))
+    """(descriptor, bytes) of the slots of logits, each of whole rows."""
+    n_bytes = LOGIT_SLOTS * 4 * row_logits * max(1, LOGIT_SLOT_BYTES // (4 * row_logits))
     fd = sealable_memory("logits", n_bytes)
     if hasattr(fcntl, "F_ADD_SEALS"):  # a trial that seals it would shut the referee out
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)

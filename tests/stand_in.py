@@ -1,8 +1,9 @@
 """A checkout whose trials cost a tenth of a second: everything is real but the referee, which measures nothing.
 
 The agent, git, the sandbox, the train.py under it and what that leaves behind are the project's own. The score comes
-from the seed and from a hash of the train.py: about every other experiment is kept. A file gpu_lost in the checkout
-makes every trial a crash, referee_lost every referee; a file `lost` in a slot's folder the referees of that slot.
+from the seed and from a hash of the train.py: about every other experiment is kept; where lines say "# worth 0.1", from
+these alone, and a later seed is worse. A file gpu_lost in the checkout makes every trial a crash, referee_lost every
+referee; a file `lost` in a slot's folder the referees of that slot.
 """
 
 import errno
@@ -41,6 +42,7 @@ def main():
 
 
 subprocess.Popen(["sleep", "60"], start_new_session=True)
+assert LEARNING_RATE and WIDTH
 print("loss 1.0")
 time.sleep(SLEEP_S)
 '''
@@ -49,16 +51,18 @@ time.sleep(SLEEP_S)
 RUN = '''\
 def run(spec):
     import hashlib
-
+    import re
     import shutil
     import subprocess
 
     started_at, folder = time.monotonic(), spec["work"] + "/trial"
+    if kind := os.environ.get("STAND_IN_KIND"):
+        sandbox.best_kind = lambda at_most: kind
     spec["cache"] = folder + "/cache"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(spec["cache"])
     if spec["is_baseline"]:
-        baseline.write(Path(spec["folder"]), 1.0, np.zeros(1))
+        baseline.write(Path(spec["folder"]), Baseline(1.0, 1, np.zeros(1)))
     with open(folder + "/train.py", "w") as file:
         file.write(spec["code"])
     with open("runs/trials.txt", "a") as file:
@@ -67,6 +71,8 @@ def run(spec):
         sys.exit("the referee fell over")
     with open(folder + "/train.py", "rb") as file:
         good = hashlib.sha256(file.read()).digest()[0] % 2
+    worth = [float(gain) for gain in re.findall("# worth (.*)", spec["code"])]
+    score = 3.0 - sum(worth) + spec["seed"] * 1e-6 if worth else 3.0 - good - spec["seed"] * 1e-6
     command = sandbox.command(folder, spec["cache"], [sys.executable, "-I", "-S", "train.py"])
     trial = subprocess.Popen(command, cwd=folder, env=sandbox.environment(folder, spec["cache"]),
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -80,7 +86,7 @@ def run(spec):
         reason = "RuntimeError: CUDA error: unspecified launch failure"
     ending = "machine" if os.path.exists("gpu_lost") else "crashed" if reason else "scored"
     return {"ending": ending, "witnessed": True, "reason": reason, "seed": spec["seed"],
-            "val_bpb": None if reason else 3.0 - good - spec["seed"] * 1e-6,
+            "val_bpb": None if reason else score,
             "split": spec["split"], "budget": spec["budget"], "train_seconds": 0.1,
             "device": f"{spec['device']} x{spec['cores']}",
             "data": Data.load(Path(spec["data"])).hash[:8], "sandbox": sandbox.level(), "log": out,
@@ -106,24 +112,26 @@ class Agents:
         """The code is that of `checkout`; it works in whatever checkout an agent is started in."""
         self.server = subprocess.Popen([sys.executable, __file__], cwd=checkout, env=environment(), text=True,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.pid, self.out, self.started_at = 0, Path(), 0.0
+        self.pid, self.out, self.err, self.started_at = 0, Path(), Path(), 0.0
 
-    def start(self, root: Path, *arguments: str, step: int = -1, action: str = "", server: str = "") -> int:
+    def start(self, root: Path, *arguments: str, step: int = -1, action: str = "", server: str = "",
+              patient: bool = False, **changes: str) -> int:
         """Start one, to meet `action` ("die", "ENOSPC", "EIO") at its write number `step`, or to ask a model `server`,
-        with waits that are WAITS_SHORTER; its process id, which is its group's.
+        with waits that are WAITS_SHORTER, that for a late answer aside if `patient`; its process id, its group's.
+        `changes` are of its environment.
         """
-        self.out = root.parent / "out.txt"
-        order = {"root": str(root), "out": str(self.out), "arguments": arguments, "step": step, "action": action,
-                 "server": server}
+        self.out, self.err = root.parent / "out.txt", root.parent / "err.txt"
+        order = {"root": str(root), "files": [str(self.out), str(self.err)], "arguments": arguments, "step": step,
+                 "action": action, "server": server, "patient": patient, "changes": changes}
         self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         self.pid, self.started_at = int(self.server.stdout.readline()), time.monotonic()
         return self.pid
 
     def wait(self) -> tuple[int, str]:
-        """(exit code, or -signal; what it printed) of the one that was started last."""
+        """(exit code, or -signal; what it printed, its errors last) of the one that was started last."""
         code, self.pid = int(self.server.stdout.readline()), 0
-        return code, self.out.read_text(errors="replace") if self.out.exists() else ""
+        return code, "".join(path.read_text(errors="replace") for path in (self.out, self.err) if path.exists())
 
     def run(self, root: Path, *arguments: str, **more: object) -> tuple[int, str]:
         self.start(root, *arguments, **more)
@@ -144,6 +152,7 @@ def serve() -> None:
     from lab import sandbox
 
     sandbox.die_with_parent(os.getppid(), signal.SIGKILL)  # with the test run
+    os.environ["STAND_IN_KIND"] = sandbox.best_kind("ns")  # each agent and referee would probe it again, 0.1 s
     import anthropic  # noqa: F401  for the model, 1.5 s
     import httpx2  # noqa: F401
     import optuna  # noqa: F401  the tuner imports it at its first turn
@@ -158,23 +167,26 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def become_agent(root: str, out: str, arguments: list[str], step: int, action: str, server: str) -> None:
+def become_agent(root: str, files: list[str], arguments: list[str], step: int, action: str, server: str, patient: bool,
+                 changes: dict[str, str]) -> None:
     import agent
-    from lab import runner, sandbox
+    from lab import runner, sandbox, texts
 
     status = 99
     sandbox.die_with_parent(os.getppid(), signal.SIGKILL)
     try:
         os.setsid()
-        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(1, 2)
+        for number, path in enumerate(files, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(root)
+        os.environ.update(changes)
+        texts.RETRY_WAITS_S = (0.01,) * len(texts.RETRY_WAITS_S)
         agent.ROOT = runner.ROOT = Path(root)
         agent.Loop.show = lambda self: None  # the report, a pure reader, takes seconds
         if action:
             inject(root, step, action)
         if server:
-            shorten_waits(server)
+            shorten_waits(server, patient)
         status = agent.main(arguments)
     except SystemExit as end:
         status = end.code
@@ -186,15 +198,15 @@ def become_agent(root: str, out: str, arguments: list[str], step: int, action: s
         os._exit(status)
 
 
-def shorten_waits(server: str) -> None:
+def shorten_waits(server: str, patient: bool) -> None:
     """Every wait for the model a sixtieth of what it is: a second for a minute."""
     from lab import model, proposer
 
     os.environ["ANTHROPIC_BASE_URL"] = server
-    proposer.PATIENCE_S /= WAITS_SHORTER
-    limits = model.Limits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
+    proposer.PATIENCE_S /= 1 if patient else WAITS_SHORTER
+    limits = model.CallLimits(*(seconds / WAITS_SHORTER for seconds in (900, 300, 60, 2)))
     next_wait_s = model.next_wait_s
-    model.Limits = lambda: limits
+    model.CallLimits = lambda: limits
     proposer.next_wait_s = lambda *words: next_wait_s(*words) / WAITS_SHORTER
     model.next_wait_s = lambda failures, after_s, chance, first_s: next_wait_s(
         failures, None if after_s is None else after_s / WAITS_SHORTER, chance, first_s)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from test_report import CONFIRMED, HOSTILE, NIGHT, TEN_THOUSAND, draw
+from test_report import CONFIRMED, HOSTILE, NIGHT, TEN_THOUSAND, draw, drawing_of_ten_thousand
 
 from lab import report
 from lab.ledger import one_line
@@ -97,13 +97,15 @@ def browse(tmp_path, text: str, *options: str, script: str = READER) -> tuple[di
     return json.loads(unescaped), "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
 
 
-@pytest.mark.parametrize("size", ["1400,900", "400,844"])
-def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
+@pytest.mark.parametrize(("options", "paper"), [
+    (("--window-size=1400,900",), "rgb(255, 255, 255)"),
+    (("--window-size=400,844", "--blink-settings=preferredColorScheme=0"), "rgb(20, 22, 26)")], ids=["light", "dark"])
+def test_the_page_works_light_and_dark_wide_and_narrow_and_hostile_text_does_nothing(tmp_path, options, paper):
     rows = [*NIGHT, *CONFIRMED]
     rows[3] = replace(rows[3], description=HOSTILE, note=HOSTILE, source=HOSTILE)
     text = report.page(rows, HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE, report.WHOLE: HOSTILE}, HOSTILE,
                        svg=draw(rows)[1])
-    seen, console = browse(tmp_path, text, f"--window-size={size}")
+    seen, console = browse(tmp_path, text, *options)
     assert seen["problems"] == [] and console == "" and seen["requests"] == []
     assert seen["points"] == len(NIGHT)
     assert seen["first"] == ["4", "3", "2", "1", "0"] and seen["inOrder"] == ["0", "1", "2", "3", "4"]
@@ -114,18 +116,11 @@ def test_the_page_works_and_hostile_text_does_nothing(tmp_path, size):
     assert seen["folded"] == 2 and seen["images"] == 0 and seen["scripts"] == 3  # the page's own and two of this test
     assert seen["wide"] <= 0  # nothing to scroll sideways but the table in its frame
     assert seen["hostile"] == one_line(HOSTILE) and seen["hostileDiff"] == HOSTILE and seen["marked"] == 2
-
-
-def test_dark_and_light(tmp_path):
-    text = report.page(NIGHT, "t", {}, "", svg=draw(NIGHT)[1])
-    light, _ = browse(tmp_path, text)
-    dark, _ = browse(tmp_path, text, "--blink-settings=preferredColorScheme=0")
-    assert light["paper"] == "rgb(255, 255, 255)" and dark["paper"] == "rgb(20, 22, 26)"
+    assert seen["paper"] == paper
 
 
 def test_ten_thousand_rows(tmp_path):
-    rows = [*TEN_THOUSAND[:-1], replace(TEN_THOUSAND[-1], note="CUDA: no memory")]
-    text = report.page(rows, "t", {}, "", svg=draw(rows)[1])
+    text = report.page(TEN_THOUSAND, "t", {}, "", svg=drawing_of_ten_thousand())
     seen, console = browse(tmp_path, text, script=GLANCE)
     assert (seen["points"], seen["shown"]) == (10_000, "1 of 10000")
     assert seen["wide"] <= 0 and seen["problems"] == [] and console == ""

@@ -1,10 +1,8 @@
 """Promises of lab/card.py: a GPU that fails inside the sandbox is one line of advice; other devices cost nothing."""
 
-import shutil
 import subprocess
 import sys
 
-import fakes
 import pytest
 
 from lab import card
@@ -89,10 +87,7 @@ def test_the_real_program_finds_this_card_in_order():
     assert card.check("cuda") == ""
 
 
-def test_a_session_without_its_gpu_ends_with_one_line_and_code_2(cheap_checkout, corpus_path, tmp_path):
-    root = shutil.copytree(cheap_checkout, tmp_path / "checkout", symlinks=True)
-    environment = fakes.environment(AUTORESEARCH_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run([sys.executable, "agent.py", "--data", str(corpus_path), "--researcher", "tuner"], cwd=root,
-                          env=environment, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
-    assert done.returncode == 2 and "the GPU cannot be used" in done.stderr + done.stdout
-    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
+def test_a_session_without_its_gpu_ends_with_one_line_and_code_2(root, agents, arguments):
+    code, said = agents.run(root, *arguments, AUTORESEARCH_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    assert code == 2 and "the GPU cannot be used" in said
+    assert len([line for line in agents.err.read_text().splitlines() if line.strip()]) == 1

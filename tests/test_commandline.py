@@ -1,12 +1,13 @@
 """Wrong words and options: one line, exit code 2, nothing read or written. And what a user's own command is told."""
 
 import json
+import os
+import select
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from fakes import git, make_checkout, run_agent
+from fakes import git, run_agent
 
 from lab.commandline import parse
 from lab.notify import notify
@@ -102,21 +103,19 @@ def everything(root: Path) -> set[tuple]:
     return {(str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in found}
 
 
-def test_a_wrong_command_line_leaves_not_even_a_lock(tmp_path):
-    checkout = make_checkout(tmp_path / "checkout")
-    before = everything(checkout)
+def test_a_wrong_command_line_leaves_not_even_a_lock(root, agents):
+    before = everything(root)
     for words in (["--experimnts", "3"], ["reprot"], ["confirm", "--budget", "60"], ["report", "--tag", "nowhere"]):
-        done = run_agent(checkout, *words)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert done.stderr.startswith("agent.py")
-    assert everything(checkout) == before
+        code, said = agents.run(root, *words)
+        assert (code, agents.out.read_text(), said.count("\n")) == (2, "", 1), said
+        assert said.startswith("agent.py")
+    assert everything(root) == before
 
 
-def test_confirm_without_a_session_changes_no_branch_and_no_file(tmp_path):
-    checkout = make_checkout(tmp_path / "checkout")
-    done = run_agent(checkout, "confirm")
+def test_confirm_without_a_session_changes_no_branch_and_no_file(root):
+    done = run_agent(root, "confirm")
     assert (done.returncode, done.stderr) == (2, "agent.py: nothing to confirm yet: run python agent.py first\n")
-    assert git(checkout, "status", "--porcelain") == "" and git(checkout, "branch", "--list").split() == ["*", "main"]
+    assert git(root, "status", "--porcelain") == "" and git(root, "branch", "--list").split() == ["*", "main"]
 
 
 def test_report_names_the_sessions_where_none_is_checked_out_and_takes_one(cheap_session, tmp_path):
@@ -161,9 +160,11 @@ def test_a_command_gets_the_headline_on_stdin_and_the_facts_without_the_key(tmp_
 
 def test_a_command_that_fails_or_hangs_is_ended_and_harms_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.notify.LONGEST_S", 0.3)
-    notify(f"(sleep 1; touch {tmp_path}/late) & wait", "stop", "text")
+    os.mkfifo(tmp_path / "alive")
+    alive = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    notify(f"sleep 60 > {tmp_path}/alive & wait", "stop", "text")
     notify("no-such-command-at-all", "stop", "text" * 100_000)
     notify(None, "stop", "text")
     wait_for_commands()
-    time.sleep(1.2)
-    assert not (tmp_path / "late").exists()
+    assert select.select([alive], [], [], 10)[0] and os.read(alive, 1) == b"", "a process of it is left"
+    os.close(alive)

@@ -111,16 +111,16 @@ def test_two_slots_leave_no_removal_behind():
     """While the last one runs nothing is left to start, yet its further seeds are still to come."""
     session = Session("t", Path("runs"), 300.0, {}, tuple(SESSION), tuple(experiments(SESSION)))
     idea = Proposal("without #1: idea 1", "a = 1", confirm.LEFT_OUT)
-    step = confirm.next_step(session, (), {2: 3}, {1: idea})
+    step = confirm.next_measurement(session, (), {2: 3}, {1: idea})
     assert step == New(idea, "test")
     running = Candidate(3, "0000003", 300, step)
-    assert confirm.next_step(session, [running], {2: 3}, {1: idea}) is None
-    assert confirm.next_step(session, [running], {2: 5}, {1: idea}) == Again(2, "test")
+    assert confirm.next_measurement(session, [running], {2: 3}, {1: idea}) is None
+    assert confirm.next_measurement(session, [running], {2: 5}, {1: idea}) == Again(2, "test")
     rows = [*SESSION, *removal(3, 1, [1.9])]
     session = replace(session, rows=tuple(rows), history=tuple(experiments(rows)))
-    assert confirm.next_step(session, (), {2: 3}, {1: idea}) == Again(3, "test")
+    assert confirm.next_measurement(session, (), {2: 3}, {1: idea}) == Again(3, "test")
     with pytest.raises(Stopped):
-        confirm.next_step(session, (), {2: 3}, {})
+        confirm.next_measurement(session, (), {2: 3}, {})
 
 
 LONGER = [row(0, 2.2, budget=900.0), row(2, 2.1, budget=900.0)]

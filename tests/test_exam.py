@@ -88,11 +88,12 @@ def test_no_compiled_model_is_accused():
         torch._dynamo.reset()
 
 
-def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
+@pytest.mark.parametrize("n_exams", [40, pytest.param(200, marks=pytest.mark.long)])
+def test_no_exam_of_many_accuses_one_honest_model(n_exams):
     model = Honest(3).eval()
     trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), 64)
     baseline = trial + np.random.default_rng(0).normal(0, 0.35, trial.shape)
-    for seed in range(200):  # each asks it anew, in another order
+    for seed in range(n_exams):  # each asks it anew, in another order
         rng = np.random.default_rng(seed)
         cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
         asked = exam.questions(ROWS, cuts, V, rng)
@@ -106,11 +107,13 @@ def test_two_hundred_exams_of_one_honest_model_accuse_nobody():
 def test_each_row_is_its_own_up_to_its_cut_and_foreign_from_there():
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        cuts = rng.integers(1, T, len(ROWS))
+        cuts = rng.integers(1, T + 1, len(ROWS))
+        cuts[0] = T  # a whole row
         asked = exam.questions(ROWS, cuts, V, rng)
         before = np.arange(T) < cuts[:, None]
         assert (asked[before] == ROWS[:, :-1][before]).all()
-        assert (asked[np.arange(len(ROWS)), cuts] != ROWS[np.arange(len(ROWS)), cuts]).all()
+        cut = np.flatnonzero(cuts < T)
+        assert (asked[cut, cuts[cut]] != ROWS[cut, cuts[cut]]).all()
 
 
 def test_half_of_the_cuts_go_where_the_trial_beats_the_baseline_and_half_anywhere():
@@ -122,7 +125,8 @@ def test_half_of_the_cuts_go_where_the_trial_beats_the_baseline_and_half_anywher
     counts = np.ones(trial.shape, bool)
     counts[:, 40] = False  # weighs nothing in the score: nothing to be gained there
     assert (exam.draw_cuts(trial, baseline, counts, np.random.default_rng(0)) == 41).sum() < 30
-    assert exam.draw_cuts(trial, None, counts, np.random.default_rng(0)).min() >= 1
+    uniform = exam.draw_cuts(trial, None, counts, np.random.default_rng(0))
+    assert (uniform.min(), uniform.max()) == (1, 100)  # each place can be the last true one, the last of all too
 
 
 # Power: the table of the docstring, by simulation on losses as the CPU profile has them -------------------------------
@@ -190,6 +194,21 @@ def test_a_leak_worth_a_thousandth_of_a_bit_is_found(leak, size, found):
         witness[last] = honest[last]  # before a foreign token it says what it honestly knows
         n_found += exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
     assert n_found >= found if found else n_found == 0, n_found
+
+
+def test_the_last_place_of_a_row_is_asked_too():
+    """No token follows there, but what a model knows of other rows could help it."""
+    n_found = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        honest, baseline = honest_losses(seed % 5)
+        trial = honest.copy()
+        trial[:, -1] *= 0.5
+        cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
+        witness, last = trial.copy(), (np.arange(N_ROWS), cuts - 1)
+        witness[last] = honest[last]
+        n_found += exam.verdict(trial, witness, cuts, "cpu")[0] is Ending.FOUL
+    assert n_found >= 95
 
 
 def test_a_trial_that_repays_where_it_is_cheap_is_found():

@@ -3,6 +3,7 @@
 Sessions of two slots are real ones with the stand-in of stand_in.py. A cluster's need Ray, an extra.
 """
 
+import math
 import os
 import random
 import signal
@@ -83,7 +84,8 @@ def test_a_trial_cannot_leave_its_share_of_the_cores(tmp_path, corpus):
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, slot.cores)
     try:
-        trial = runner.run(code, data=corpus, seed=1, budget_s=0.3, folder=tmp_path, is_baseline=True, slot=slot)
+        trial = runner.run(code, data=corpus, seed=1, budget_s=0.3, folder=tmp_path, slot=slot,
+                           witness_below=-math.inf)
     finally:
         os.sched_setaffinity(0, before)
     assert trial.val_bpb and f"cores {sorted(slot.cores)}" in trial.log, trial
@@ -102,13 +104,13 @@ def overlaps(rows) -> int:
 @TWO_CORES
 def test_two_slots_train_at_once_and_their_rows_obey_every_invariant(tmp_path, corpus, corpus_path):
     checkout = make_checkout(tmp_path / "checkout")
-    done = run_agent(checkout, "--experiments", "4", "--researcher", "tuner", "--tag", "t", "--slots", "2",
-                     "--data", str(corpus_path), "--budget", "2")
+    done = run_agent(checkout, "--experiments", "2", "--researcher", "tuner", "--tag", "t", "--slots", "2",
+                     "--data", str(corpus_path), "--budget", "1")
     assert (done.returncode, done.stderr) == (0, ""), done
     rows = ledger.read(checkout / "results.tsv")
-    assert sorted(row.experiment for row in rows) == [0, 1, 2, 3, 4]
+    assert sorted(row.experiment for row in rows) == [0, 1, 2]
     assert {note for row in rows for note in row.note.split("; ") if "on " in note} == {"on slot 0", "on slot 1"}
-    assert len({row.seed for row in rows}) == 5 and overlaps(rows) >= 2
+    assert len({row.seed for row in rows}) == 3 and overlaps(rows) >= 1
     invariants.check(checkout)
     assert git(checkout, "status", "--porcelain") == ""
     again = run_agent(checkout, "--experiments", "1", "--researcher", "tuner", "--data", str(corpus_path))

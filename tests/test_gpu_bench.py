@@ -39,18 +39,26 @@ def without(packages: str, folder: Path, *words: str) -> list[dict]:
     return lines("--only", *words, HIDDEN=packages, PYTHONPATH=str(folder))
 
 
+GONE = "rustbpe platformdirs optuna rich anthropic git triton"
+
+
 def test_each_step_is_a_line_of_facts_and_packages_may_be_missing(tmp_path):
-    gone = "rustbpe platformdirs optuna rich anthropic git triton"
-    about, steps, trial = without(gone, tmp_path, "facts", "20 steps at scale 0.55", "trial, cold")
+    about, attention = without(GONE, tmp_path, "facts", "attention")
     assert about["step"] == "facts" and about["torch"]
     assert {"rustbpe", "platformdirs", "triton"} <= set(about["missing"])
+    assert attention["largest_difference_128"] < 1e-3 and attention["ours_ms_128"] > 0
+
+
+@pytest.mark.long
+def test_steps_and_trials_run_where_packages_are_missing(tmp_path):
+    steps, trial = without(GONE, tmp_path, "20 steps at scale 0.55", "trial, cold")
     assert steps["tokens_a_s"] > 0 and steps["frames_after_warm_up"] == 0 < steps["frames"]
     assert trial["val_bpb"] and trial["witnessed"]
 
 
 def test_a_step_that_needs_what_is_missing_says_so_and_loses_no_other(tmp_path):
-    trial, copies = without("tiktoken", tmp_path, "trial, cold", "copies")
-    assert trial["failed"] and "tiktoken" in trial["error"] and copies["to_device"] > 0
+    trial, copies = without("psutil", tmp_path, "trial, cold", "copies")
+    assert trial["failed"] and "psutil" in trial["error"] and copies["to_device"] > 0
 
 
 def test_a_step_that_fails_or_hangs_is_a_line_too(tmp_path):

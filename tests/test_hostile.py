@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import runner, sandbox
-from lab.referee import Limits
+from lab.referee import TrialLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "hostile"))
@@ -24,12 +24,11 @@ sys.path.insert(0, str(ROOT / "tests" / "hostile"))
 import verdicts  # noqa: E402
 
 BUDGET_S = verdicts.BUDGET_S
-LIMITS = Limits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
+LIMITS = TrialLimits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
 SLACK_S = 10.0
 PIECES = 10  # of the whole corpus, each of some minutes
-BRIEF = ("answers_without_logits", "hoards_tokens", "kills_its_parent", "leaks_in_few_rows",
-         "looks_ahead_and_remembers", "passes_on_by_a_sibling", "pushes_a_little_in_bfloat16", "reads_environments",
-         "reads_held_out_source", "seals_its_logits", "sends_garbage", "swaps_its_weights_after_the_file")
+BRIEF = ("hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers", "passes_on_by_a_sibling",
+         "pushes_a_little_in_bfloat16", "reads_held_out_source", "sends_garbage", "swaps_its_weights_after_the_file")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def run(corpus, tmp_path, port, monkeypatch):
         trial = runner.run(code, data=corpus, seed=1, budget_s=BUDGET_S, folder=tmp_path / folder, limits=LIMITS,
                            is_baseline=is_baseline)
         assert time.monotonic() - began < runner.longest_s(LIMITS, BUDGET_S) - runner.BACKSTOP_S + SLACK_S, name
-        assert len(trial.log) < 200_000, name
+        assert len(trial.log + trial.late_log) < 400_000, name
         return trial
 
     return run
@@ -70,7 +69,7 @@ def attack(run, corpus):
         for number in range(2 if name in verdicts.TWICE | verdicts.BASELINE_FIRST else 1):
             trial = run(name, name, number == 0 and name in verdicts.BASELINE_FIRST)
             if complaint := verdicts.complaint(name, trial, uniform, pairs):
-                complaints.append(f"{name}: {complaint}\n{trial.log[-800:]}")
+                complaints.append(f"{name}: {complaint}\n{(trial.log + trial.late_log)[-800:]}")
         return "\n".join(complaints)
 
     return attack
@@ -85,7 +84,8 @@ def attack_all(attack, names) -> None:
         complaints = [*pool.map(attack, together)]
     complaints = [complaint for complaint in [*complaints, *map(attack, alone)] if complaint]
     assert not complaints, "\n\n".join(complaints)
-    assert set(sandbox.descendants(os.getpid())) <= before
+    alive, ended = sandbox.family(os.getpid())  # ended ones are those of a trial that its referee did not see
+    assert set(alive) <= before and not ended
 
 
 def test_no_attack_succeeds(attack):

@@ -51,7 +51,7 @@ SETTINGS = [
 LIMITS = ["ulimit -c 0", "ulimit -n 128", "ulimit -f 100", "ulimit -s 1024", "umask 077", "umask 000"]
 PLACES = OUTPUTS | {f"env {words}": f"env {words} {{agent}}" for words in SETTINGS} | {
     words: f"{words}; {{agent}}" for words in LIMITS}
-SAMPLE = ["stdout closed", "both full", "head of three", "env LC_ALL=C", "env HOME=", "ulimit -f 100"]
+SAMPLE = ["both full", "head of three", "env LC_ALL=C", "ulimit -f 100"]
 REFUSED = {"ulimit -f 100": "ulimit -f", "env GIT_AUTHOR_DATE=nonsense-but-unused=1": ""}  # what the line names
 
 

@@ -78,10 +78,9 @@ class Researcher:
         return self.propose(prompt, *rest)
 
 
-def draft(name: str, change: tuple[str, str], usd: float = 0.1, spare: tuple[Draft, ...] = (),
-          notes: str = "") -> Draft:
+def draft(name: str, change: tuple[str, str], usd: float = 0.1, notes: str = "") -> Draft:
     answer = Answer(name, "because", kind="mechanism", area="attention", notes=notes)
-    return Draft(Proposal(name, TRAIN.replace(*change), "stand-in", "because", usd), answer, TRAIN, spare)
+    return Draft(Proposal(name, TRAIN.replace(*change), "stand-in", "because", usd), answer, TRAIN)
 
 
 @pytest.fixture
@@ -127,18 +126,10 @@ def test_the_tuner_has_its_turn_whatever_the_model_says(make):
     assert found.propose(now, (), True).proposal.source == "tuner" and found.researcher.prompts == []
 
 
-def test_a_model_that_is_late_first_runs_its_further_ideas_then_leaves_the_turn_to_the_tuner(make):
-    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)))
-    ideas = [found.propose(now, (), False).proposal for _ in range(3)]
-    assert [idea.description for idea in ideas[:2]] == ["faster", "slower"] and ideas[2].source == "tuner"
-    assert ideas[1].source == "stand-in" and ideas[1].usd == 0
-
-
-def test_further_ideas_that_do_not_merge_any_more_are_dropped(make):
-    found, now = make(draft("faster", BETTER, spare=(draft("other", OTHER), draft("same", BETTER))))
-    found.propose(now, (), False)
-    moved = replace(now, code=TRAIN.replace(*BETTER))
-    assert found.propose(moved, (), False).proposal.source == "tuner" and not found.spare
+def test_a_model_that_is_late_leaves_the_turn_to_the_tuner(make):
+    found, now = make(draft("faster", BETTER))
+    ideas = [found.propose(now, (), False).proposal for _ in range(2)]
+    assert [idea.source for idea in ideas] == ["stand-in", "tuner"]
 
 
 # Beside trials in flight ------------------------------------------------------------------------
@@ -160,20 +151,12 @@ def test_a_draft_a_slot_is_made_ahead_and_each_is_told_of_the_others(make):
     found.stopped.set()
 
 
-def test_a_draft_is_made_ahead_though_further_ideas_wait(make):
-    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)), draft("other", OTHER))
-    in_flight = (running(found.propose(now, (), False).proposal.code),)
-    found.draft_ahead(now, in_flight, 1)
-    assert len(found.asked) == 1 and len(found.spare) == 1  # else the next turn would wait for an answer
-
-
 def test_a_free_slot_beside_busy_ones_takes_the_answer_that_is_there_and_never_blocks(make, monkeypatch):
     monkeypatch.setattr(proposer, "PATIENCE_S", 60.0)
-    found, now = make(None, draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)))
+    found, now = make(None, draft("faster", BETTER))
     in_flight = (running(TRAIN + "x = 1\n"),)
     found.draft_ahead(now, in_flight, 2)
-    ideas = [found.propose(now, in_flight, False) for _ in range(2)]
-    assert [idea.proposal.description for idea in ideas] == ["faster", "slower"]
+    assert found.propose(now, in_flight, False).proposal.description == "faster"
     assert found.propose(now, in_flight, False) is None  # the other answer is still under way
     monkeypatch.setattr(proposer, "PATIENCE_S", 0.0)
     assert found.propose(now, in_flight, False).proposal.source == "tuner"
@@ -266,11 +249,6 @@ def test_llm_waits_for_the_model_until_the_user_stops_it(make):
         found.propose(now, (), False)
 
 
-def test_with_llm_too_a_further_idea_runs_while_the_model_is_late(make):
-    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE, 0.0),)), kind="llm")
-    assert [found.propose(now, (), False).proposal.description for _ in range(2)] == ["faster", "slower"]
-
-
 def test_the_model_is_told_what_is_left_of_the_dollars_and_its_word_that_they_are_spent_ends_the_session(make):
     (make.runs / "calls.jsonl").write_text('{"usd": 0.25}\n{"usd": 0.5}\n{"usd": 9, "torn')
     found, now = make(draft("faster", BETTER, 0.125), Unavailable("--max-usd", Outage.BUDGET), max_usd=1.0)
@@ -335,17 +313,17 @@ def test_a_crash_is_mended_on_the_file_that_it_changed(make):
     moved = replace(now, code=TRAIN.replace(*WORSE))
     found.mend_ahead(moved, Candidate(1, "c1", 100, step, parent_code=TRAIN), crash)
     idea = found.propose(now, (), False)
-    assert found.researcher.repaired == (TRAIN, TRAIN + "x = 1\n", "boom")
+    assert found.researcher.repaired == (TRAIN, TRAIN + "x = 1\n", "broken\nRuntimeError: boom\nboom")
     assert idea.is_mend and idea.proposal.note == "mended after: RuntimeError: boom"
 
 
-def test_directions_that_changed_throw_the_draft_and_its_further_ideas_away(make):
-    found, now = make(draft("faster", BETTER, spare=(draft("slower", WORSE),)))
+def test_directions_that_changed_throw_the_draft_away(make):
+    found, now = make(draft("faster", BETTER))
     found.draft_ahead(now, ())
     assert isinstance(found.asked[0].answer, Future)
     (found.store.root / "program.md").write_text(PROGRAM.replace("Anything", "The optimizer"))
     assert found.propose(now, (), False).proposal.source == "tuner"
-    assert "directions in program.md changed" in " ".join(found.display.lines) and not found.spare
+    assert "directions in program.md changed" in " ".join(found.display.lines)
 
 
 def test_ideas_that_conflict_leave_the_model_in_its_turn(make):

@@ -925,7 +925,7 @@ def other_tag(root: Path) -> None:
     start(root, "other")
 
 
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("work", "action"), [(first_evening, die), (second_evening, die), (other_tag, die),
                                               (first_evening, fill_disk)])
 def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: Path, tmp_path: Path,
@@ -954,8 +954,9 @@ def test_a_stop_at_any_write_loses_one_experiment_at_most(fresh: Path, session: 
         shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("kind", ["advance without tree", "damaged row", "missing results.tsv",
-                                  "missing candidate", "our copy of the rows deleted"])
+@pytest.mark.parametrize("kind", [
+    "advance without tree", "our copy of the rows deleted", *(pytest.param(kind, marks=pytest.mark.long) for kind in (
+        "damaged row", "missing results.tsv", "missing candidate"))])
 def test_a_kill_inside_recovery_is_recovered_from(rested: Path, tmp_path: Path, kind: str) -> None:
     rows = ledger.read(rested / "results.tsv")
     DAMAGE[kind](rested)

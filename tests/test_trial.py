@@ -23,6 +23,7 @@ from fakes import TRAIN
 
 from lab import child, ledger, machine, runner, sandbox, scoring, wire
 from lab.child import ContractBroken, remove
+from lab.corpus import Data
 from lab.ledger import Ending, Row, Status, Trial
 from lab.referee import LATE_SLACK_S, Training
 
@@ -86,7 +87,7 @@ finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
     assert max(len(value) for kind, value in events if kind == "line") <= child.TELL_BYTES
 
 
-def test_what_is_consumed_is_the_stream_in_order_also_over_several_streams(run, corpus):
+def test_what_is_consumed_is_the_stream_in_order_over_several_and_bfloat16_logits_are_scored_as_they_are(run, corpus):
     shapes = [(1, 1), (3, 2), (5, 4), (2, 8)]  # rows, parts of a row
     trial = run(with_body(f"""
 try:
@@ -103,7 +104,9 @@ for rows, parts in {shapes}:
         if len(x) == 20:
             break
     print(*(zlib.crc32(torch.cat(z).short().numpy().tobytes()) for z in (x, y)) if x else "")
-finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
+torch.manual_seed(0)
+table = torch.randn(VOCAB_SIZE, VOCAB_SIZE).bfloat16()
+finish(Function(lambda x: table[x]))
 """, "import zlib"), budget_s=4)
     assert trial.reason == "", trial.log
     first, expected = 0, [f"stream(2, 3): seq_len must divide {corpus.max_seq_len}, batch_size be positive"]
@@ -114,15 +117,6 @@ finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
         expected.append(" ".join(map(str, sums)))
         first += -(-21 * batch // parts)  # one batch is asked for ahead
     assert trial.log.splitlines() == expected
-
-
-def test_bfloat16_logits_are_scored_as_they_are(run, corpus):
-    trial = run(with_body("""
-torch.manual_seed(0)
-table = torch.randn(VOCAB_SIZE, VOCAB_SIZE).bfloat16()
-next(iter(stream(2, MAX_SEQ_LEN)), None)
-finish(Function(lambda x: table[x]))
-"""))
     torch.manual_seed(0)
     table = torch.randn(corpus.vocab_size, corpus.vocab_size).bfloat16().float()
     rows = torch.from_numpy(corpus.split("val")[: corpus.eval_rows["val"]].astype(np.int64))
@@ -135,8 +129,8 @@ finish(Function(lambda x: table[x]))
 
 
 @pytest.mark.parametrize(("body", "reason"), [
-    ("raise ValueError('bad\\nidea')", "ValueError: bad (exit code 1)"),
-    ("pass", "ended before it was scored (exit code 0)"),
+    pytest.param("raise ValueError('bad\\nidea')", "ValueError: bad (exit code 1)", marks=pytest.mark.long),
+    pytest.param("pass", "ended before it was scored (exit code 0)", marks=pytest.mark.long),
     ("import os; os.kill(os.getpid(), 9)", "ended before it was scored (signal SIGKILL)"),
     ("""
 list(stream(2, MAX_SEQ_LEN))
@@ -145,7 +139,8 @@ try:
 except TypeError as error:
     print(error)
 finish(Function(lambda x: torch.zeros(1, 2, 3)))""", "ValueError: logits of shape (1, 2, 3)"),
-    ("list(stream(2, MAX_SEQ_LEN)); finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE) / 0))", "not finite"),
+    pytest.param("list(stream(2, MAX_SEQ_LEN)); finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE) / 0))",
+                 "not finite", marks=pytest.mark.long),
 ])
 def test_every_failure_is_a_value_with_its_reason(run, body, reason):
     trial = run(with_body(body))
@@ -191,6 +186,47 @@ raise SystemExit("left a daemon")
     assert "done" in trial.log and not target.exists()
     assert trial.ending is Ending.CRASHED and "left a daemon" in trial.log
     assert set(sandbox.descendants(os.getpid())) <= set(before)
+
+
+def test_what_it_prints_once_it_knows_validation_rows_is_not_for_the_researcher(run, tmp_path):
+    trial = run(with_body("""
+print("before", flush=True)
+def answer(x):
+    asked.append(x)
+    if len(asked) > 1:
+        print("TypeError: secret", x[0].tolist(), flush=True)
+    if len(asked) > 2:
+        raise ValueError("secret")
+    return torch.zeros(*x.shape, VOCAB_SIZE)
+asked = []
+finish(Function(answer))
+"""))
+    assert trial.reason == "ValueError while it was scored (exit code 1)" and trial.ending is Ending.CRASHED
+    assert trial.log == "before\n" and "secret" in trial.late_log
+    runner.save_log(trial, tmp_path, 7)
+    assert runner.read_log(tmp_path, 7, 1) == "before\n" and "secret" in (tmp_path / "0007-1.late.log").read_text()
+    assert "secret" not in (tmp_path / "0007-1.json").read_text()
+
+
+def test_what_fails_in_the_rehearsal_keeps_its_words(run):
+    trial = run(with_body("finish(Function(lambda x: torch.zeros(3)))"))
+    assert "ValueError: logits of shape (3,), expected" in trial.reason and "Traceback" in trial.log
+
+
+@pytest.mark.parametrize(("words", "code", "reason"), [
+    (("", ""), -40, "signal 40"), (("", ""), -9, "signal SIGKILL"), (("KeyError: 1\nbye", ""), 1, "KeyError: 1 (exit"),
+    (("KeyError: 1", "a.b.OutOfMemoryError: 3"), 1, "OutOfMemoryError while"),
+    (("", "SecretError: 1"), 1, "ended while")])
+def test_the_reason_of_an_end_names_what_may_be_said(words, code, reason):
+    assert reason in child.last_error(*words, code)
+
+
+def test_a_disk_that_a_trial_fills_with_bytes_or_files_ends_it():
+    n_bytes, n_files = child.disk_left()
+    assert child.watch((n_bytes, n_files)) >= 0
+    for before in ((n_bytes + 17 * 10**9, n_files), (n_bytes, n_files + 1_100_000), (3 * n_bytes, n_files)):
+        with pytest.raises(ContractBroken, match="of the disk"):
+            child.watch(before)
 
 
 def test_an_interrupt_ends_the_trial(run):
@@ -258,6 +294,17 @@ def test_start_up_beyond_the_free_part_counts(capsys):
     assert (early.clock_at, early.note, late.clock_at) == (5.0, "", 10.0) and "5 s of it counted" in late.note
 
 
+def test_start_up_beyond_the_free_part_counts_without_a_pull():
+    """Else a trial that never asks for a batch could train for as long as a start may take."""
+    fd = wire.sealable_memory("model", 1 << 20)
+    os.pwrite(fd, b"x" * 5000, 0)
+    one = training(started_at=time.monotonic() - 200.0)
+    one.take_file(fd, 5000)
+    os.close(fd)
+    with pytest.raises(ContractBroken, match="trained past its budget"):
+        one.check_deadline()
+
+
 def test_a_file_may_be_late_by_a_median_step_and_its_bytes_but_by_a_fiftieth_of_the_budget_at_most():
     assert training().late_s() == pytest.approx(0.3 + LATE_SLACK_S)                                  # 0.3 %
     steps = training(pulled_at=[0.0, 1.0, 2.0, 9.0, 10.0])
@@ -295,6 +342,9 @@ class Scripted:
         self.logits_fd, _ = wire.logits_memory(row_logits)
         self.types, self.late, self.n_asked = types, late, 0
 
+    def begin_rows(self) -> None:
+        assert self.n_asked == 1  # the rehearsal
+
     def answer(self, n_rows: float, tokens: np.ndarray, deadline: float, why: str) -> None:
         self.n_asked += n_rows > 0
 
@@ -321,6 +371,41 @@ def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, rea
             assert losses == pytest.approx(math.log(corpus.vocab_size)) and dtype == "float32"
     finally:
         os.close(process.logits_fd)
+
+
+class OneBehind(Scripted):
+    """A trial on a GPU: an answer is told when the next ask is there, and copied as early as that may be."""
+
+    def __init__(self, data: Data):
+        super().__init__(data.max_seq_len * data.vocab_size, {}, {})
+        self.vocab_size = data.vocab_size
+        self.memory = np.memmap(f"/proc/self/fd/{self.logits_fd}", np.float32, "r+").reshape(wire.LOGIT_SLOTS, -1)
+        self.asked, self.n_told = [], 0
+
+    def answer(self, n_rows: float, tokens: np.ndarray, deadline: float, why: str) -> None:
+        if n_rows:  # logits 9 for the token itself, so that each row has losses of its own
+            logits = 9 * np.eye(self.vocab_size, dtype=np.float32)[tokens]
+            self.memory[len(self.asked) % wire.LOGIT_SLOTS, : logits.size] = logits.ravel()
+        self.asked.append(int(n_rows))
+        super().answer(n_rows, tokens, deadline, why)
+
+    def request(self, deadline: float, why: str) -> tuple[bytes, int]:
+        self.n_told += 1
+        assert len(self.asked) > self.n_told or self.n_told == 1, "it waits for an ask, its referee for an answer"
+        return wire.LOGITS, 0
+
+
+def test_a_gpu_computes_while_answers_are_copied_and_scored(corpus, monkeypatch):
+    monkeypatch.setattr(scoring, "page_lock", lambda memory: None)
+    plain, ahead = scoring.Scorer(corpus, "val", "cpu"), scoring.Scorer(corpus, "val", "cpu")
+    ahead.on_gpu = True
+    process = OneBehind(corpus)
+    losses, _ = ahead.ask_all(
+        process, np.arange(len(ahead.rows)), ahead.rows[:, :-1], 2, math.inf, 30.0, 60.0)
+    os.close(process.logits_fd)
+    logits = torch.eye(corpus.vocab_size)[torch.from_numpy(ahead.rows[:, :-1].astype(np.int64))] * 9
+    assert losses == pytest.approx(plain.losses(logits, ahead.rows[:, 1:]))
+    assert process.asked[-1] == 0 and 0 not in process.asked[:-1]
 
 
 def test_a_process_that_is_slow_each_time_may_be_no_slower_than_its_training():
@@ -373,6 +458,7 @@ finish(model)
     assert runner.baseline_known(tmp_path / "runs")
 
 
+@pytest.mark.long  # one of the hostile files looks ahead in the default run too
 def test_a_model_that_sees_the_future_is_a_foul(run):
     trial = run(with_body("""
 for batch in stream(4, MAX_SEQ_LEN):
@@ -514,6 +600,13 @@ def test_what_counts_is_what_it_wanted_and_strangers_took(after, lost):
     assert machine.lost_share(reading(), after, 2) == pytest.approx(lost)
 
 
+def test_the_time_of_children_that_a_trial_let_nobody_count_is_no_strangers():
+    """It ignores their ends, so the kernel adds what they used to no parent's figures."""
+    before = machine.Reading(0.0, 0.0, 0.0, 0.0, 0.0, {1: 5.0})
+    after = machine.Reading(10.0, 20.0, 0.0, 0.0, 20.0, {1: 6.0, 7: 0.5})
+    assert machine.lost_share(before, after, 2) == pytest.approx(1.5 / 20)
+
+
 def test_a_slower_machine_is_told_from_the_sessions_usual_noise():
     steady, noisy = [1.0, 1.01, 0.99, 1.0, 1.0, 1.01, 0.99], [1.0, 1.2, 0.9, 1.1, 0.8, 1.15, 0.95]
     assert machine.slower([1.0, 1.2], steady) == pytest.approx(0.2)
@@ -557,7 +650,8 @@ for text, budget_s in ((code, 60.0), ("raise RuntimeError('boom')", 60.0), (code
 
 def test_a_few_more_steps_of_a_kept_train_py_say_where_its_time_goes(corpus, tmp_path):
     code = TRAIN.replace("    for batch in stream(", "    for batch in batches(").replace(
-        "def main", "def batches(*sizes):\n    for batch in stream(*sizes):\n        yield batch\n\n\ndef main")
+        "def main", "def batches(*sizes):\n    for batch in stream(*sizes):\n        sum(range(200_000))\n"
+        "        yield batch\n\n\ndef main")
     done = subprocess.run([sys.executable, "-c", PROFILE, str(corpus.folder), code, str(tmp_path)],
                           capture_output=True, text=True, check=True)
     told, failed, late = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('"'))

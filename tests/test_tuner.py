@@ -4,6 +4,8 @@ import ast
 import math
 import random
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -49,8 +51,15 @@ FREE = {"BATCH": 2**18, "ACCUMULATION": 8, "DEPTH": 9, "WIDTH": 640, "ROPE_BASE"
         "MOMENTUM": 0.95, "DECAY": 3e-4, "OFFSET": -0.5, "SCALE": 1.15}
 
 
+def drawn(code: str, history=(), seed: int = 0, device: str = "cpu") -> Iterator[Proposal]:
+    """Proposals for a file that reads all of its constants."""
+    reads = f"print({', '.join(tuner.knobs(code))})\n"
+    for proposal in tuner.variations(code + reads, history, seed, device):
+        yield replace(proposal, code=proposal.code.removesuffix(reads))
+
+
 def first(code: str, history=(), seed: int = 0, device: str = "cpu") -> Proposal | None:
-    return next(tuner.variations(code, history, seed, device), None)
+    return next(drawn(code, history, seed, device), None)
 
 
 def shape(code: str) -> str:
@@ -113,12 +122,12 @@ def test_small_depths_move_by_one():
 
 def test_no_constants_or_nothing_new_is_none():
     assert first("def main():\n    pass\n") is None and first("OFF = 0.0\n") is None
-    assert 1 < len(list(tuner.variations(CODE, [], 0))) <= tuner.ATTEMPTS
+    assert 1 < len(list(drawn(CODE))) <= tuner.ATTEMPTS
 
 
 def test_draws_everything_that_is_near():
     code, tried = "A = 2**4\n", {"A = 2**4\n"}
-    tried.update(proposal.code for proposal in tuner.variations(code, [], 0))
+    tried.update(proposal.code for proposal in drawn(code))
     assert tried == {f"A = 2**{exponent}\n" for exponent in range(2, 7)}
 
 
@@ -195,3 +204,18 @@ def test_constants_of_the_other_kind_of_device_are_left_alone(device, mine, othe
     assert after[others] == before[others] and after[mine] != before[mine]
     only_others = f"{others} = 8\n"
     assert first(only_others, device=device) is None
+
+
+def test_two_constants_last_for_a_night():
+    """Once all is tried that the history speaks for, it draws anywhere in the neighbourhood."""
+    code = "RATE = 0.00014\nWIDTH = 2**16\nprint(RATE, WIDTH)\n"
+    tried, history = {code}, []
+    for number in range(100):
+        made = next(idea.code for idea in tuner.variations(code, history, number) if idea.code not in tried)
+        tried.add(made)
+        history.append((made, 3.0))
+
+
+def test_a_constant_that_nothing_reads_is_left_alone():
+    code = "LR = 0.04\nWIDTH = 640\n\n\ndef main():\n    WIDTH = 3\n    return LR\n"
+    assert {p.description.split()[0] for seed in range(20) for p in tuner.variations(code, [], seed)} == {"LR"}

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fakes import TRAIN  # noqa: E402
 
 from lab import exam, runner, sandbox  # noqa: E402
-from lab.child import watch  # noqa: E402
+from lab.child import disk_left, watch  # noqa: E402
 from lab.corpus import Data, open_data  # noqa: E402
 from lab.ledger import Trial  # noqa: E402
 from lab.wire import logits_memory, read_tensors, sealable_memory, write_tensors  # noqa: E402
@@ -151,7 +151,7 @@ def main() -> None:
             f"file: {kept.params_m:.1f} M parameters, written and read": file_s(int(4e6 * kept.params_m)),
             "exam: cuts, questions, comparison": exam_s(data),
             "hand-over: all logits into the shared buffer and out of it": hand_over_s(data),
-            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(0.0)),
+            "watch: processes, memory, disk, once a second": BUDGET_S * seconds(lambda: watch(disk_left())),
             "sweep: the end of fifty processes left behind": sweep_s(),
             "witness, a keep's alone": kept.phases["witness"] - dropped.phases["witness"],
         }

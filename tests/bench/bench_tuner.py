@@ -32,6 +32,7 @@ KNOBS = (("BATCH_TOKENS", "2**19", -0.9, 0.0119), ("DEPTH", "8", 0.18, 0.0043), 
          ("MUON_STEPS", "300", -0.5, 0.0005), ("MATRIX_LR", "0.04", 0.3, 0.0004), ("BETA2", "0.95", 0.5, 0.0003))
 PAIRS = ((0, 10), (2, 5), (4, 8), (7, 10), (1, 3))  # knobs that interact
 START = "".join(f"{name} = {text}\n" for name, text, _, _ in KNOBS)
+START += f"print({', '.join(name for name, *_ in KNOBS)})\n"
 
 
 def axis(value: float) -> float:
