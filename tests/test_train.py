@@ -334,8 +334,12 @@ COUNTED = [
 def frames_of_a_trial(corpus, folder, **changes: str) -> list[int]:
     """Frames compiled in a real trial, with the real stream and the real scoring: warm, trained, scored."""
     code = ablation.without(SOURCE, [*COUNTED, ("CPU_LAYERS", "4"), *changes.items()])
-    done = runner.run(code, data=corpus, seed=0, budget_s=1.0, folder=folder, witness_below=-math.inf, last_try=True)
-    assert done.val_bpb, done.log
+    for _ in range(3):  # a step is a tenth of this budget: on a busy machine its file may be late
+        done = runner.run(code, data=corpus, seed=0, budget_s=1.0, folder=folder, witness_below=-math.inf,
+                          last_try=True)
+        if done.val_bpb:
+            break
+    assert done.val_bpb, (done.reason, done.log)
     return [int(n) for n in re.findall(r"(?m)^(?:warm|trained|scored) (\d+)$", done.log + done.late_log)]
 
 

@@ -210,7 +210,7 @@ def test_two_constants_last_for_a_night():
     """Once all is tried that the history speaks for, it draws anywhere in the neighbourhood."""
     code = "RATE = 0.00014\nWIDTH = 2**16\nprint(RATE, WIDTH)\n"
     tried, history = {code}, []
-    for number in range(100):
+    for number in range(60):
         made = next(idea.code for idea in tuner.variations(code, history, number) if idea.code not in tried)
         tried.add(made)
         history.append((made, 3.0))
