@@ -50,7 +50,7 @@ def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: s
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
         trials.set_title(subtitle, loc="left", fontsize=10, parse_math=False)
-        figure.legend(*trials.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(*trials.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
         figure.savefig(png, format="png", dpi=120)
     text = svg.getvalue().decode().replace(' target="_blank"', "")
     for name, color in COLORS.items():
@@ -79,6 +79,8 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
         drawn = axes.scatter([m.place for m in mine], heights, size**2, COLORS[status],
                              marker=marker, label=status, zorder=order)
         drawn.set_urls([f"#e{m.row.experiment}" for m in mine])
+    if any(m.row.val_bpb is None or m.row.val_bpb > rim for m in moments):
+        axes.axhline(rim, color=COLORS["discard"], linewidth=0.8, linestyle=":", label="crashed, or above the scale")
     gains = [m for m in moments if m.row.status == "keep" and m.delta is not None]
     for moment in sorted(gains, key=lambda moment: moment.delta)[:MAX_NAMES]:
         place = moment.place, moment.row.val_bpb  # a falling line leaves room down to the left

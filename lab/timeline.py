@@ -4,10 +4,10 @@ The order is that of results.tsv, since clocks are set back.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lab.ledger import Row, Status
+from lab.ledger import Experiment, Row, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +32,25 @@ class Moment:
 def timeline(rows: Sequence[Row]) -> list[Moment]:
     """Every row that counts on the validation split, in the order of the file."""
     moments: list[Moment] = []
-    values: dict[int | None, list[float]] = {None: []}  # of each experiment, so far
-    unseen: set[int] = set()  # discards whose one number no witness has seen: the next one takes its place
+    so_far: dict[int, list[Row]] = {}  # of each experiment
     kept, highest = None, 0
     for row in rows:
         if row.split != "val" or row.status is Status.BUSY:
             continue
-        is_own = row.experiment not in values
+        is_own = row.experiment not in so_far
         highest = max(highest, row.experiment)
         # With several trials in flight the parent may no longer be the incumbent that it is judged against.
         rival = kept if is_own or row.status is Status.KEEP else None
-        before = statistics.fmean(values[rival]) if values[rival] else None
-        if row.experiment in unseen and row.val_bpb is not None:
-            unseen.remove(row.experiment)
-            values[row.experiment] = []
-        elif is_own and row.status is Status.DISCARD:
-            unseen.add(row.experiment)
-        values.setdefault(row.experiment, []).extend([] if row.val_bpb is None else [row.val_bpb])
+        before, _ = _estimate(so_far, rival)
+        so_far.setdefault(row.experiment, []).append(row)
         kept = row.experiment if row.status is Status.KEEP else kept
-        after = statistics.fmean(values[kept]) if values[kept] else None
+        after, n_trials = _estimate(so_far, kept)
         place = row.experiment if is_own else highest
-        moments.append(Moment(row, is_own, place, rival, before, after, len(values[kept])))
+        moments.append(Moment(row, is_own, place, rival, before, after, n_trials))
     return moments
+
+
+def _estimate(so_far: Mapping[int, list[Row]], number: int | None) -> tuple[float | None, int]:
+    """Mean and number of an experiment's trials."""
+    values = Experiment(number, tuple(so_far[number])).values("val") if number in so_far else []
+    return (statistics.fmean(values) if values else None), len(values)

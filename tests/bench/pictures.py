@@ -17,16 +17,17 @@ from lab import ledger, picture, report  # noqa: E402
 from lab.display import Display  # noqa: E402
 from lab.timeline import timeline  # noqa: E402
 
+TITLE = "autoresearch/nov26"
 WIDTH = 110
 
 
 def main() -> None:
     rows = ledger.read(ROOT / "docs" / "results.tsv")
     noise = ledger.sigma(ledger.experiments(rows))
-    png, _ = picture.draw(timeline(rows), noise, "autoresearch/nov23", report.headline(rows), {})
+    png, _ = picture.draw(timeline(rows), noise, TITLE, report.headline(rows), {})
     (ROOT / "docs" / "progress.png").write_bytes(png)
     own = [row for row in rows if row.split == "val"]
-    display, last = Display("autoresearch/nov23", plain=True), own[-1]
+    display, last = Display(TITLE, plain=True), own[-1]
     display.show_session(own[:-1])
     display.plain, display.began = False, time.monotonic() - sum(row.total_seconds for row in own)
     display.ended = len(own) - 1
