@@ -31,13 +31,15 @@ WHOLE = -1                   # key of the diff from the baseline to the incumben
 def morning(root: Path, options: argparse.Namespace) -> int:
     """Print the text and write progress.png and report.html, from the rows alone, also while the loop runs."""
     tag = options.tag or terminal.current_tag()
-    rows, runs, program = rows_of(root, tag), root / "runs" / tag, root / "program.md"
+    rows, runs, program = rows_of(root, tag), root / "runs" / tag if tag else None, root / "program.md"
     text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
     if options.json:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
     write(root, rows, text, diffs_of(root, tag), runs)  # takes seconds
+    if not (options.json or options.quiet):
+        print(f"\nwrote report.html and progress.png in {root}")
     return 0
 
 
@@ -86,8 +88,11 @@ def ends(rows: Sequence[Row]) -> dict[str, Experiment | None]:
     return {"baseline": history[0] if best else None, "incumbent": best}
 
 
-def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
-    """(gain, its standard error, seeds a side) on the test split; None before both sides have two."""
+def confirmed(rows: Sequence[Row]) -> tuple[float, float | None, int] | None:
+    """(gain, its standard error, seeds a side) on the test split; None before both sides have two.
+
+    A train.py that pins its own seed repeats one value, which counts once; of two such no error is known.
+    """
     baseline, best = ends(rows).values()
     if baseline is best:
         return None
@@ -95,7 +100,9 @@ def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
     n = min(map(len, sides))
     if n < 2:
         return None
-    error = math.sqrt(sum(statistics.variance(side) / len(side) for side in sides))
+    draws = [list(set(side)) for side in sides]
+    noise = ledger.pooled_deviation(draws)
+    error = None if noise is None else noise * math.sqrt(sum(1 / len(draw) for draw in draws))
     return statistics.fmean(sides[0]) - statistics.fmean(sides[1]), error, n
 
 
@@ -105,10 +112,14 @@ def headline(rows: Sequence[Row]) -> str:
     if best is None:
         return "Nothing is measured yet."
     if best is baseline:
-        return "No experiment was kept: the baseline stands."
+        returned = any(row.status is Status.KEEP and row.experiment != best.number for row in rows)
+        return "The baseline stands." if returned else "No experiment was kept: the baseline stands."
     if result := confirmed(rows):
         gain, error, n = result
-        figure = f"{gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split)"
+        seeds = f"bits per byte ({n} fresh seeds each, test split)"
+        if error is None:
+            return f"Not confirmed: {gain:.6f} {seeds}, but both pin their own seed: the error is not known."
+        figure = f"{gain:.6f} ± {error:.6f} {seeds}"
         if gain > 2 * error:
             return f"Confirmed gain {figure}."
         is_worse = gain < -2 * error
@@ -123,7 +134,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     """The morning as one object for other programs; text and page are made of it.
 
     headline     the sentence
-    confirmed    [gain, its standard error, seeds a side] on the test split, or null
+    confirmed    [gain, its standard error or null, seeds a side] on the test split, or null
     baseline     {experiment, commit, val_bpb (mean of its trials), trials, description}, or null
     incumbent    the same
     noise        standard deviation of one trial in bits per byte; null before anything was measured twice
@@ -251,7 +262,8 @@ def longer(rows: Sequence[Row]) -> list[str]:
     for budget_s in sorted({row.budget for row in best.rows} - {own_s}):
         sides = [e.values("test", budget_s) for e in (baseline, best)]
         if not all(sides):
-            return [f"At {budget_s:g} s one of the two has no number."]
+            lines.append(f"At {budget_s:g} s one of the two has no number.")
+            continue
         n, gain = min(map(len, sides)), statistics.fmean(sides[0]) - statistics.fmean(sides[1])
         error = noise * math.sqrt(2 / n)
         order = "the order stays" if gain * before > 0 else "the order turns"

@@ -161,7 +161,11 @@ def test_longer_says_whether_order_and_size_of_the_gain_stay():
     assert second.startswith("At 3 times") and "0.100000 ± 0.022361, 50% of the 0.200000" in second
     close = [row(0, 2.2, budget=900.0), row(2, 2.19, budget=900.0)]
     assert report.longer([*known, *close])[0].endswith("within the noise of so few seeds.")
-    assert report.longer([*known, LONGER[1]]) == ["At 900 s one of the two has no number."]
+    without = "At 900 s one of the two has no number."
+    assert report.longer([*known, LONGER[1]]) == [without]
+    twice = [row(n, value, budget=s) for s in (600.0, 1200.0) for n, value in ((0, 2.3), (2, 2.2))]
+    lines = report.longer([*known, LONGER[1], *twice])
+    assert [line[:10] for line in lines] == ["At 2 times", "At 900 s o", "At 4 times"] and lines[1] == without
     assert report.longer(known) == [] == report.longer(known[:1])
     assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], "t", {}, "")
 

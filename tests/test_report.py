@@ -119,6 +119,30 @@ def test_a_gain_within_noise_or_a_loss_is_not_called_a_gain():
     assert "worse than the baseline" in report.headline(NIGHT + worse)
 
 
+def test_a_train_py_that_pins_its_own_seed_confirms_nothing_and_hides_no_noise():
+    def with_pinned(*experiments: int) -> list[Row]:
+        return NIGHT + [replace(r, val_bpb={0: 1.012, 4: 0.998}[r.experiment]) if r.experiment in experiments else r
+                        for r in CONFIRMED]
+
+    assert report.confirmed(with_pinned(0, 4))[1:] == (None, 3)
+    said = report.headline(with_pinned(0, 4))
+    assert said.startswith("Not confirmed: 0.014000 bits per byte (3 fresh seeds each") and "±" not in said
+    error = report.confirmed(with_pinned(4))[1]  # one draw of its own beside three of the baseline
+    assert math.isclose(error, 0.002 * math.sqrt(1 / 3 + 1))
+
+
+def test_a_baseline_that_came_back_is_not_said_to_be_without_a_keep():
+    returned = [*NIGHT[:2], row(1, 1.02, "repeat", minute=4), row(0, 0.999, "keep", minute=5)]
+    assert report.headline(returned) == "The baseline stands."
+    assert report.headline(NIGHT[:1]) == "No experiment was kept: the baseline stands."
+
+
+def test_a_discard_that_a_repeat_brought_back_is_a_keep_in_the_table():
+    rows = [NIGHT[0], row(1, 1.01, "discard"), row(1, 0.98, "keep", minute=2)]
+    assert [cells[3] for cells in Reader(page(rows)).table_rows] == ["keep", "keep"]
+    assert re.findall(r'data-s="(\w+)"', page(rows)) == ["keep", "keep"]
+
+
 def test_summary_has_the_hand_computed_figures(tmp_path):
     runs = tmp_path / "nov23"
     runs.mkdir()
@@ -391,8 +415,12 @@ def bare(tmp_path, monkeypatch):
 def test_the_command_reads_the_originals_file_and_a_torn_last_line(bare, capsys):
     (bare / "results.tsv").write_text(ORIGINAL)
     assert agent.main(["report"]) == 0
-    assert "No experiment was kept" in capsys.readouterr().out
-    assert (bare / "report.html").exists() and png_size((bare / "progress.png").read_bytes())
+    out = capsys.readouterr().out
+    assert "No experiment was kept" in out
+    assert out.endswith(f"\nwrote report.html and progress.png in {bare}\n")
+    assert "<title>autoresearch</title>" in (bare / "report.html").read_text()  # of no session
+    assert png_size((bare / "progress.png").read_bytes())
+    assert agent.main(["report", "--json"]) == 0 and json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44"])
