@@ -18,26 +18,25 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lab import confirm, display, ledger, memory, picture, runner, terminal
-from lab.ledger import Experiment, Row, SetupError, Status, one_line
+from lab import archive, confirm, display, ledger, memory, picture, runner, terminal
+from lab.archive import Archive
+from lab.ledger import Experiment, Row, Status, one_line
 from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
 MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
-WHOLE = -1                   # key of the diff from the baseline to the incumbent
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
     """Print the text and write progress.png and report.html, from the rows alone, also while the loop runs."""
     tag = options.tag or terminal.current_tag()
-    rows, runs, program = rows_of(root, tag), root / "runs" / tag if tag else None, root / "program.md"
-    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    rows, runs = archive.rows_of(root, tag), root / "runs" / tag if tag else None
     if options.json:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
-    write(root, rows, text, diffs_of(root, tag), runs)  # takes seconds
+    write(root, rows, archive.read(root, tag), runs)  # takes seconds
     if not (options.json or options.quiet):
         print(f"\nwrote report.html and progress.png in {root}")
     return 0
@@ -47,21 +46,6 @@ def in_background(root: Path) -> subprocess.Popen:
     """Write both files in a process of its own: it slows nothing, and leaves no memory behind."""
     return subprocess.Popen([sys.executable, str(root / "agent.py"), "report", "--quiet"], stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def rows_of(root: Path, tag: str) -> list[Row]:
-    """The rows of results.tsv, or of a session that is not checked out. Raises SetupError where there is neither."""
-    heads = _git(root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/autoresearch").split()
-    try:
-        if tag in heads and tag != terminal.current_tag():
-            return ledger.parse(_git(root, "show", f"refs/heads/autoresearch/{tag}:results.tsv").encode())
-        rows = ledger.read(root / "results.tsv") if tag in ("", *heads) else []
-    except ValueError as error:
-        raise SetupError(f"{error}: restore the line with git, or remove it") from None
-    if not rows and tag not in heads:
-        known = f"choose by --tag {' or '.join(heads[-5:])}" if heads else "run python agent.py first"
-        raise SetupError(f"there is no session {tag}: {known}" if tag else f"no session is checked out: {known}")
-    return rows
 
 
 def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
@@ -274,28 +258,11 @@ def longer(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def diffs_of(root: Path, tag: str) -> dict[int, str]:
-    """Why and how each experiment changed train.py, by number, and all that was kept under WHOLE."""
-    refs, diffs = f"refs/autoresearch/{tag}", {}
-    plain = "--no-color", "--no-ext-diff", "--", "train.py"
-    log = _git(root, "log", "--no-walk", f"--glob={refs}/", "-p", "--format=%x00%S%n%b", *plain)
-    for part in log.split("\0")[1:]:  # neither a message nor the diff of a text holds a NUL
-        ref, _, text = part.partition("\n")
-        diffs[int(ref.rpartition("/")[2])] = text
-    return diffs | {WHOLE: _git(root, "diff", f"{refs}/0", f"refs/heads/autoresearch/{tag}", *plain)}
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, encoding="utf-8", errors="replace").stdout
-
-
-def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, str],
-          runs: Path | None = None) -> None:
-    """Write progress.png and report.html; diffs as diffs_of() gives them."""
-    title = one_line(f"autoresearch/{runs.name}" if runs else "autoresearch", 80)
+def write(folder: Path, rows: Sequence[Row], held: Archive, runs: Path | None = None) -> None:
+    """Write progress.png and report.html."""
     noise = ledger.sigma(ledger.experiments(rows))
-    png, svg = picture.draw(timeline(rows), noise, title, headline(rows), curves(rows, runs))
-    text = page(rows, title, diffs, program, runs, svg)
+    png, svg = picture.draw(timeline(rows), noise, title(held.tag), headline(rows), curves(rows, runs))
+    text = page(rows, held, runs, svg)
     place = runs if runs and runs.is_dir() else folder
     with TemporaryDirectory(dir=place, prefix=".report") as spare:  # two processes may write at a time
         for name, data in (("report.html", text.encode("utf-8", "replace")), ("progress.png", png)):
@@ -303,8 +270,11 @@ def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, s
             Path(spare, name).replace(folder / name)
 
 
-def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str,
-         runs: Path | None = None, svg: str = "") -> str:
+def title(tag: str) -> str:
+    return one_line(f"autoresearch/{tag}".rstrip("/"), 80)
+
+
+def page(rows: Sequence[Row], held: Archive, runs: Path | None = None, svg: str = "") -> str:
     """The whole page. The template escapes every value but the drawing."""
     from jinja2 import Template
     from markupsafe import Markup
@@ -313,7 +283,6 @@ def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str
     history = ledger.experiments(rows)
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
-        title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
-        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows),
-        lessons=memory.read_lessons(runs), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        title=title(held.tag), held=held, told=as_json(rows, runs), svg=Markup(svg), history=history, own=own,
+        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), lessons=memory.read_lessons(runs),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

@@ -12,6 +12,7 @@ import pytest
 from test_report import CONFIRMED, HOSTILE, NIGHT, TEN_THOUSAND, draw, drawing_of_ten_thousand
 
 from lab import report
+from lab.archive import Archive
 from lab.ledger import one_line
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -103,8 +104,8 @@ def browse(tmp_path, text: str, *options: str, script: str = READER) -> tuple[di
 def test_the_page_works_light_and_dark_wide_and_narrow_and_hostile_text_does_nothing(tmp_path, options, paper):
     rows = [*NIGHT, *CONFIRMED]
     rows[3] = replace(rows[3], description=HOSTILE, note=HOSTILE, source=HOSTILE)
-    text = report.page(rows, HOSTILE, {1: "+ a = 1\n- a = 2", 3: HOSTILE, report.WHOLE: HOSTILE}, HOSTILE,
-                       svg=draw(rows)[1])
+    held = Archive(HOSTILE, HOSTILE, whole=HOSTILE, diffs={1: "+ a = 1\n- a = 2", 3: HOSTILE})
+    text = report.page(rows, held, svg=draw(rows)[1])
     seen, console = browse(tmp_path, text, *options)
     assert seen["problems"] == [] and console == "" and seen["requests"] == []
     assert seen["points"] == len(NIGHT)
@@ -120,7 +121,7 @@ def test_the_page_works_light_and_dark_wide_and_narrow_and_hostile_text_does_not
 
 
 def test_ten_thousand_rows(tmp_path):
-    text = report.page(TEN_THOUSAND, "t", {}, "", svg=drawing_of_ten_thousand())
+    text = report.page(TEN_THOUSAND, Archive(), svg=drawing_of_ten_thousand())
     seen, console = browse(tmp_path, text, script=GLANCE)
     assert (seen["points"], seen["shown"]) == (10_000, "1 of 10000")
     assert seen["wide"] <= 0 and seen["problems"] == [] and console == ""

@@ -16,6 +16,7 @@ from model_server import ModelServer
 
 from agent import Turn, next_step
 from lab import confirm, ledger, opening, report
+from lab.archive import Archive
 from lab.ledger import Proposal, Row, Status, experiments
 from lab.session import Again, Candidate, New, Session, Stopped
 from lab.turns import trial_s
@@ -86,7 +87,7 @@ def test_ranking_has_the_hand_computed_figures():
     assert re.search(r"\n +1 \+0\.090000 ± 0\.008165 +idea 1\n +2 -0\.010000 ± 0\.008165 +idea 2\n", text)
     assert text.endswith("Within noise, candidates for removal: #2.")
     assert "experiments: keep 3, repeat 3, leave-one-out 7" in text and "leave-one-out tries" not in text
-    assert all(line in report.page(rows, "t", {}, "") for line in report.left_out(rows))
+    assert all(line in report.page(rows, Archive()) for line in report.left_out(rows))
 
 
 def test_one_seed_has_no_noise_and_a_crash_no_worth():
@@ -167,7 +168,7 @@ def test_longer_says_whether_order_and_size_of_the_gain_stay():
     lines = report.longer([*known, LONGER[1], *twice])
     assert [line[:10] for line in lines] == ["At 2 times", "At 900 s o", "At 4 times"] and lines[1] == without
     assert report.longer(known) == [] == report.longer(known[:1])
-    assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], "t", {}, "")
+    assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], Archive())
 
 
 def test_longer_is_refused_past_two_passes_over_the_data_and_without_a_keep(corpus):

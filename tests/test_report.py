@@ -5,7 +5,6 @@ import math
 import re
 import statistics
 import struct
-import subprocess
 import threading
 import zlib
 from dataclasses import replace
@@ -13,11 +12,13 @@ from functools import cache
 from html.parser import HTMLParser
 
 import pytest
+from fakes import git
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agent
-from lab import ledger, picture, report
+from lab import archive, ledger, picture, report
+from lab.archive import Archive
 from lab.ledger import Row, Status
 from lab.timeline import timeline
 
@@ -82,7 +83,7 @@ class Reader(HTMLParser):
 
 def page(rows, diffs=None, program="", runs=None) -> str:
     _, svg = draw(rows)
-    return report.page(rows, "autoresearch/nov23", diffs or {}, program, runs, svg)
+    return report.page(rows, Archive("nov23", program, diffs=diffs or {}), runs, svg)
 
 
 def draw(rows, title: str = "t", curves=()) -> tuple[bytes, str]:
@@ -209,7 +210,7 @@ def test_hostile_text_stays_text_everywhere():
 @given(st.text(max_size=60), st.text(max_size=80))
 def test_any_text_leaves_the_tags_alone(description, diff):
     rows = [NIGHT[0], replace(NIGHT[1], description=description, note=description)]
-    text = report.page(rows, "t", {1: diff}, description)
+    text = report.page(rows, Archive("t", description, diffs={1: diff}))
     text.encode("utf-8", "replace")
     assert len(Reader(text).table_rows) == 2
     assert [tag for tag, _ in Reader(text).tags].count("script") == 1
@@ -248,7 +249,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("rows", [[], NIGHT[:1], NIGHT[2:3], NIGHT, NIGHT + CONFIRMED,
                                   [replace(NIGHT[0], val_bpb=0.0)]])
 def test_every_session_draws_and_opens(tmp_path, rows):
-    report.write(tmp_path, rows, "", {})
+    report.write(tmp_path, rows, Archive())
     assert png_size((tmp_path / "progress.png").read_bytes())[0] > 1000
     assert len(points((tmp_path / "report.html").read_text())) == len([r for r in rows if r.split == "val"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.png", "report.html"]
@@ -260,7 +261,7 @@ def test_five_columns_and_a_torn_tail(tmp_path):
     path.write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbaseline\n"
                     "a\t0.000000\t0.0\tcrash\tboom\nb\t0.986041\t43.9\tkeep\thalve\nc\t0.98")
     rows = ledger.read(path)
-    report.write(tmp_path, rows, "", {})
+    report.write(tmp_path, rows, Archive())
     text = (tmp_path / "report.html").read_text()
     assert len(points(text)) == 3
     assert "experiments: keep 2, crash 1" in report.summary(rows)
@@ -274,7 +275,7 @@ def test_an_outlier_does_not_set_the_scale():
 
 
 def test_files_are_replaced_whole_while_somebody_reads(tmp_path):
-    report.write(tmp_path, NIGHT, "", {})
+    report.write(tmp_path, NIGHT, Archive())
     stop, torn = threading.Event(), []
 
     def read() -> None:
@@ -289,7 +290,7 @@ def test_files_are_replaced_whole_while_somebody_reads(tmp_path):
     reader = threading.Thread(target=read)
     reader.start()
     for n in (1, 3):
-        report.write(tmp_path, NIGHT[:n], "", {})
+        report.write(tmp_path, NIGHT[:n], Archive())
     stop.set()
     reader.join()
     assert not torn
@@ -341,7 +342,7 @@ def test_a_torn_file_in_the_run_folder_stops_no_report(tmp_path, content):
     for name in ("ideas.jsonl", "0000-0.log"):
         (tmp_path / name).write_bytes(content)
     assert report.summary(NIGHT, tmp_path) == report.summary(NIGHT)
-    report.write(tmp_path, NIGHT, "", {}, tmp_path)
+    report.write(tmp_path, NIGHT, Archive(), tmp_path)
 
 
 def test_the_loss_of_baseline_and_incumbent_is_drawn_against_seconds(tmp_path):
@@ -374,30 +375,60 @@ def test_crashes_are_counted_by_cause():
     assert report.as_json(rows)["failures"] == {"CUDA out of memory": 3, "no reason": 1}
 
 
-def test_diffs_come_from_git(tmp_path):
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True,
-                              capture_output=True, text=True).stdout.strip()
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A repository whose session x has two experiments, and is not checked out."""
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "-q", "-b", "main")
+    for name, text in (("train.py", "A = 0\n"), ("program.md", "what x wants"), ("results.tsv", TSV)):
+        (tmp_path / name).write_text(text)
+    commit(tmp_path, "start")
+    for n in (0, 1):
+        (tmp_path / "train.py").write_text(f"A = {n}\n# \udcff\n", errors="surrogateescape")
+        commit(tmp_path, f"{n}\n\n+ because {n}\n")
+        git(tmp_path, "update-ref", f"refs/autoresearch/x/{n}", "HEAD")
+    git(tmp_path, "branch", "autoresearch/x")
+    (tmp_path / "program.md").write_text("what main wants")
+    return tmp_path
 
-    git("init", "-q")
-    for n, text in enumerate(("A = 1\n", "A = 2\n")):
-        (tmp_path / "train.py").write_text(text)
-        git("add", "train.py")
-        git("commit", "-q", "-m", f"{n}\n\n+ because {n}\n")
-        git("update-ref", f"refs/autoresearch/x/{n}", "HEAD")
-    git("branch", "autoresearch/x")
-    diffs = report.diffs_of(tmp_path, "x")
-    change = ["@@ -1 +1 @@", "-A = 1", "+A = 2"]
-    assert diffs[1].splitlines()[0] == "+ because 1" and diffs[1].splitlines()[-3:] == change
-    assert diffs[report.WHOLE].splitlines()[-3:] == change and set(diffs) == {0, 1, report.WHOLE}
-    for tag in ("", "none"):
-        assert report.diffs_of(tmp_path, tag) == {report.WHOLE: ""}
-    assert report.diffs_of(tmp_path / "..", "x") == {report.WHOLE: ""}  # no repository
+
+def commit(folder, message: str) -> None:
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", message)
+
+
+TSV = ledger.HEADER + "".join(map(ledger.format_row, NIGHT[:2]))
+
+
+def test_texts_and_diffs_come_from_git(shelf):
+    held = archive.read(shelf, "x", [1, 7, 0])
+    change = ["@@ -1,2 +1,2 @@", "-A = 0", "+A = 1", " # \N{REPLACEMENT CHARACTER}"]
+    assert held.diffs[1].splitlines()[0] == "+ because 1" and held.diffs[1].splitlines()[-4:] == change
+    assert held.whole.splitlines()[-4:] == change and set(held.diffs) == {0, 1}
+    assert {n: code[:5] for n, code in held.codes.items()} == {1: "A = 1", 0: "A = 0"}  # git never had 7
+    assert held.commit == git(shelf, "rev-parse", "HEAD~2").strip()
+    for folder, tag in ((shelf, "none"), (shelf / "..", "x"), (shelf / "..", "")):  # no session, no repository
+        assert archive.read(folder, tag, [0]) == Archive(tag)
+
+
+def test_texts_of_train_py_are_bounded(shelf, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_CODES_BYTES", 10)
+    assert set(archive.read(shelf, "x", [1, 0]).codes) == {1}
+
+
+def test_a_session_that_is_not_checked_out_has_its_own_program_and_its_newest_rows(shelf):
+    assert archive.read(shelf, "x").program == "what x wants"
+    assert archive.read(shelf, "").program == "what main wants"
+    assert archive.rows_of(shelf, "x") == NIGHT[:2]  # of a clone
+    copy = shelf / ".git" / "autoresearch" / "x.tsv"  # where an agent in another work tree appends
+    copy.parent.mkdir()
+    copy.write_text(TSV + ledger.format_row(NIGHT[2]))
+    assert archive.rows_of(shelf, "x") == NIGHT[:3]
 
 
 def test_ten_thousand_experiments_make_a_page_of_megabytes():
     diffs = dict.fromkeys(range(10_000), "+ y = 1\n" * 100)
-    text = report.page(TEN_THOUSAND, "t", diffs, "", svg=drawing_of_ten_thousand())
+    text = report.page(TEN_THOUSAND, Archive(diffs=diffs), svg=drawing_of_ten_thousand())
     assert 1e6 < len(text.encode()) < 20e6
 
 
