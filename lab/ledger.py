@@ -67,6 +67,7 @@ class Trial:
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     tokens_m: float = 0.0       # millions of training tokens handed out
+    n_batches: int = 0          # in which they were asked for
     params_m: float = 0.0       # millions of parameters, as the model object counts them
     memory_gb: float = 0.0      # peak: GPU memory where there is one, else resident memory
     ending: Ending = Ending.SCORED
@@ -76,6 +77,7 @@ class Trial:
     late_log: str = ""          # what it printed once it knew validation rows: never for the researcher
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
     profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
+    versions: dict[str, str] = field(default_factory=dict)  # of Python, torch and the GPU's driver
     slot: str = ""              # where it ran, of several places; "" for the only one
 
     @property

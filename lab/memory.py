@@ -74,9 +74,13 @@ def by_number(ideas: Iterable[dict]) -> dict[int, dict]:
 def profile_of(runs: Path, experiment: Experiment, is_whole: bool) -> str:
     """Facts of its trial in a line, of the whole also shares of a step's time; "" when its file is gone."""
     row = next((row for row in reversed(experiment.rows) if row.status is Status.KEEP), experiment.own)
-    told = next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {})
-    text = str(told.get("profile") or "")
+    text = str(facts(runs, row).get("profile") or "")
     return text if is_whole else text.partition("\n")[0]
+
+
+def facts(runs: Path | None, row: Row) -> dict:
+    """What was measured of its trial; {} when its file is gone."""
+    return next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {}) if runs else {}
 
 
 def read_lessons(runs: Path | None) -> list[str]:

@@ -316,6 +316,7 @@ def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
         "data": data.hash[:8], "sandbox": sandbox.level(), "tokens_m": training.tokens_m,
         "params_m": training.params_m, "memory_gb": trial.child.memory_gb,
         "train_seconds": phases["train"], "total_seconds": now - training.started_at,
+        "n_batches": max(0, len(training.pulled_at) - 1), "versions": machine.versions(spec["device"]),
         "phases": {part: round(seconds, 3) for part, seconds in phases.items()}}
 
 
@@ -323,7 +324,7 @@ def facts_of(fields: dict, training: Training, data: Data) -> str:
     """Where time and memory went, and what is left of them: two lines for the researcher."""
     import torch
 
-    phases, n_batches = fields["phases"], max(1, len(training.pulled_at) - 1)
+    phases, n_batches = fields["phases"], max(1, fields["n_batches"])
     limit_s = training.spec["limits"]["score_s"] + training.budget_s
     on_gpu = training.spec["device"] == "cuda"
     n_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine.memory()[1]

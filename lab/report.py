@@ -25,6 +25,7 @@ from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
+MAX_DETAILS = 200            # experiments that the page has more of than their rows
 MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
 
 
@@ -129,6 +130,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     minutes      {training, trials}: of training, and of whole trials
     slots        {slot: how busy it was}, where there were several
     session      {device, data, sandbox, budget}
+    versions     {python, torch, driver of a GPU} that the baseline ran with; {} where runs/TAG is gone
     rows         every row of results.tsv under the names of its columns
     """
     history = ledger.experiments(rows)
@@ -154,6 +156,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "slots": slot_shares(rows),
         "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
                     for name in ("device", "data", "sandbox", "budget")},
+        "versions": memory.facts(runs, history[0].own).get("versions", {}) if history else {},
         "rows": [asdict(row) for row in rows],
     }
 
@@ -167,6 +170,12 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
     return {name: {"tries": len(mine), "keeps": sum(e.status is Status.KEEP for e in mine),
                    "best": min((e.val_bpb for e in mine if e.val_bpb is not None), default=None),
                    "usd": sum(e.own.usd for e in mine)} for name, mine in sorted(groups.items())}
+
+
+def in_detail(history: Sequence[Experiment]) -> list[Experiment]:
+    """Those that the page has more of than their rows: the baseline, what was kept, then the newest."""
+    order = sorted(history, key=lambda e: (e.number == 0, e.status is Status.KEEP, e.number), reverse=True)
+    return order[:MAX_DETAILS]
 
 
 def curves(rows: Sequence[Row], runs: Path | None) -> dict[str, list[tuple[float, float]]]:
@@ -281,8 +290,10 @@ def page(rows: Sequence[Row], held: Archive, runs: Path | None = None, svg: str 
 
     template = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
     history = ledger.experiments(rows)
+    details = in_detail(history)
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
         title=title(held.tag), held=held, told=as_json(rows, runs), svg=Markup(svg), history=history, own=own,
         keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), lessons=memory.read_lessons(runs),
+        facts={e.number: memory.facts(runs, e.own) for e in details},
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

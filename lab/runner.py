@@ -151,7 +151,7 @@ def by_hand(path: Path) -> int:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
     for name, value in asdict(trial).items():
-        if name not in ("log", "late_log", "phases", "profile"):
+        if name not in ("log", "late_log", "phases", "profile", "versions"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
 

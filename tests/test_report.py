@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agent
-from lab import archive, ledger, picture, report
+from lab import archive, ledger, picture, report, runner
 from lab.archive import Archive
-from lab.ledger import Row, Status
+from lab.ledger import Row, Status, Trial
 from lab.timeline import timeline
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
@@ -329,7 +329,7 @@ def test_busy_rows_count_nowhere_and_are_told():
         assert told.pop(name) != plain.pop(name)
     assert told == plain and report.keeps(rows) == report.keeps(NIGHT)
     assert len(points(page(rows))) == len(NIGHT)
-    assert {cells[0]: cells[12].strip() for cells in Reader(page(rows)).table_rows}["3"] == "1"
+    assert {cells[0]: cells[13].strip() for cells in Reader(page(rows)).table_rows}["3"] == "1"
 
 
 def test_a_clock_that_was_set_back_changes_no_order():
@@ -339,7 +339,7 @@ def test_a_clock_that_was_set_back_changes_no_order():
 
 @pytest.mark.parametrize("content", [b"{torn", b"[1, 2]", b"\xff\xfe", b""])
 def test_a_torn_file_in_the_run_folder_stops_no_report(tmp_path, content):
-    for name in ("ideas.jsonl", "0000-0.log"):
+    for name in ("ideas.jsonl", "calls.jsonl", "0000-0.log", "0000-0.json"):
         (tmp_path / name).write_bytes(content)
     assert report.summary(NIGHT, tmp_path) == report.summary(NIGHT)
     report.write(tmp_path, NIGHT, Archive(), tmp_path)
@@ -355,6 +355,22 @@ def test_the_loss_of_baseline_and_incumbent_is_drawn_against_seconds(tmp_path):
     _, svg = draw(NIGHT, curves=curves)
     assert {"baseline", "incumbent", "seconds"} <= set(re.findall(r">([^<>]+)</text>", svg))
     assert len(points(svg)) == len(NIGHT) and report.curves([], tmp_path) == {}
+
+
+def test_batches_and_versions_are_those_that_the_referee_wrote_down(tmp_path):
+    def keep(number: int, n_batches: int, torch: str) -> None:
+        trial = Trial(1.0, "", number * 100, "val", 300, "cpu", "", "", n_batches=n_batches, versions={"torch": torch})
+        runner.save_log(trial, tmp_path, number)
+
+    keep(0, 1234, "2.13.0")
+    keep(4, 1500, HOSTILE)
+    text = page(NIGHT, runs=tmp_path)
+    assert {cells[0]: cells[8].strip() for cells in Reader(text).table_rows}["0"] == "1234"
+    assert [cells[8].strip() for cells in Reader(text).table_rows] == ["1500", "", "", "", "1234"]
+    assert report.as_json(NIGHT, tmp_path)["versions"] == {"torch": "2.13.0"}  # not the last trial's
+    assert "<dt>versions<dd>torch 2.13.0" in text and "<dt>versions" not in page(NIGHT)
+    began = report.page(NIGHT, Archive("x", commit="0123456789abcdef"))
+    assert "<dd>commit 0123456789ab, when" in began and "<dt>program" not in text
 
 
 def test_the_object_says_what_its_docstring_names():

@@ -6,6 +6,7 @@ Trials run for real, 2 s each and 4 s with a witness, so one may prove several t
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_the_score_is_computed_from_logits_no_print_is_believed_and_a_flood_of_t
 print("val_bpb: 0.000001")
 for _ in range(30):
     print("x" * 100000)
-list(stream(4, MAX_SEQ_LEN))
+print("batches:", len(list(stream(4, MAX_SEQ_LEN))))
 finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
 """), split="test", budget_s=1.5, on_event=lambda kind, value: events.append((kind, value)))
     assert trial.reason == "" and trial.split == "test"
@@ -83,6 +84,8 @@ finish(Function(lambda x: torch.zeros(*x.shape, VOCAB_SIZE)))
     assert "val_bpb: 0.000001" in trial.log and len(trial.log) < 200_000 and "bytes cut" in trial.log
     assert [kind for kind, _ in events if kind not in ("line", "memory")] == ["start", "clock", "score"]
     assert not trial.witnessed and trial.memory_gb > 0.05
+    assert trial.log.endswith(f"batches: {trial.n_batches}\n") and trial.n_batches > 1
+    assert trial.versions == {"python": platform.python_version(), "torch": torch.__version__}
     assert all(0.05 < value < 10 for kind, value in events if kind == "memory")
     assert max(len(value) for kind, value in events if kind == "line") <= child.TELL_BYTES
 
@@ -265,6 +268,7 @@ def test_a_file_that_can_still_be_written_is_a_foul(run):
     trial = run(with_body("""
 import mmap
 import os
+import platform
 kept = []
 for batch in stream(2, MAX_SEQ_LEN):
     pass
