@@ -156,7 +156,7 @@ class Loop:
             return session
         status, why = judge(session, candidate, trial)
         steered = bool(candidate.step.program) and session.program_judged not in ("", candidate.step.program)
-        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, "program.md changed" * steered))))
+        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, ledger.STEERED * steered))))
         for line in (*self.store.append(row), *opening.row_warnings(row, self.data)):
             self.display.say(line)
         before = session

@@ -86,6 +86,7 @@ class Trial:
 
 
 ON = "on "  # begins the last part of a note, where there are several slots
+STEERED = "program.md changed"  # the part of a note where an idea was the first to read another program.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,10 @@ class Row:
         """Where it ran, of several places, as the end of its note says; "" for the only one."""
         *_, last = self.note.split("; ")
         return last.removeprefix(ON) if last.startswith(ON) else ""
+
+    @property
+    def is_steered(self) -> bool:
+        return STEERED in self.note.split("; ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 
-from lab.ledger import one_line
+from lab.ledger import STEERED, one_line
 from lab.timeline import Moment
 
 # The page's variables and their colours here, which colour-blind eyes tell apart (Okabe-Ito).
@@ -81,6 +81,10 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
         drawn.set_urls([f"#e{m.row.experiment}" for m in mine])
     if any(m.row.val_bpb is None or m.row.val_bpb > rim for m in moments):
         axes.axhline(rim, color=COLORS["discard"], linewidth=0.8, linestyle=":", label="crashed, or above the scale")
+    steered = [m.place for m in moments if m.row.is_steered]
+    if steered:
+        axes.vlines(steered, 0, 1, COLORS["ink"], transform=axes.get_xaxis_transform(), linewidth=0.8,
+                    linestyle="--", label=STEERED, gid="steered")
     gains = [m for m in moments if m.row.status == "keep" and m.delta is not None]
     for moment in sorted(gains, key=lambda moment: moment.delta)[:MAX_NAMES]:
         place = moment.place, moment.row.val_bpb  # a falling line leaves room down to the left

@@ -320,6 +320,18 @@ def test_noise_comes_from_the_test_split_where_nothing_else_measured_it():
     assert re.search(r"\n +1 +\+0\.010000 +above the noise +idea 1", report.summary(rows))
 
 
+def test_a_change_of_program_md_is_an_upright_line_at_the_first_experiment_that_had_read_it():
+    def uprights(rows) -> list[float]:
+        found = re.search(r'<g id="steered">(.*?)</g>', draw(rows)[1], re.S)
+        return [float(x) for x in re.findall(r"M ([\d.]+)", found[1])] if found else []
+
+    notes = "", "program.md changed", "boom; program.md changed; on a", "it reads 'program.md changed'"
+    rows = [replace(r, note=note) for r, note in zip(NIGHT[:4], notes, strict=True)]
+    places = dict(re.findall(r'xlink:href="#e([12])">.*?<use [^>]*x="([\d.]+)"', draw(rows)[1], re.S))
+    assert uprights(rows) == pytest.approx([float(places["1"]), float(places["2"])], abs=0.01)
+    assert uprights(NIGHT[:4]) == []
+
+
 def test_busy_rows_count_nowhere_and_are_told():
     busy = row(3, None, "busy", note="did not have its machine")
     rows = [*NIGHT[:3], busy, *NIGHT[3:]]
