@@ -83,6 +83,12 @@ def facts(runs: Path | None, row: Row) -> dict:
     return next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {}) if runs else {}
 
 
+def called_usd(runs: Path) -> float:
+    """List price of all calls of the model that are on the disk."""
+    prices = [call.get("usd") for call in read_objects(runs / "calls.jsonl")]
+    return sum(usd for usd in prices if isinstance(usd, int | float))
+
+
 def read_lessons(runs: Path | None) -> list[str]:
     """What the model wrote at the end of a session, under a line that says so; none where it wrote nothing."""
     there = runs and (runs / LESSONS).is_file()

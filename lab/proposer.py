@@ -20,7 +20,7 @@ from lab import confirm, edits, tuner
 from lab.display import Display
 from lab.edits import Flaw, ProposalError
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
-from lab.memory import Memory, directions, read_objects, read_program
+from lab.memory import Memory, called_usd, directions, read_program
 from lab.model import Draft, Outage, Researcher, Unavailable, next_wait_s, rebase
 from lab.prompt import LESSONS, Situation, build_prompt
 from lab.session import COMBINED, Candidate, New, Session, Stopped
@@ -62,8 +62,7 @@ class Proposer:
         self.tried = store.fingerprints()
         self.memory = Memory(session.runs, store.earlier_sessions())
         self.program, self.fault = read_program(store.root), ""  # as it could last be read; why it cannot be now
-        prices = [call.get("usd") for call in read_objects(session.runs / "calls.jsonl")]
-        called = sum(usd for usd in prices if isinstance(usd, int | float))
+        called = called_usd(session.runs)
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays

@@ -125,7 +125,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     noise        standard deviation of one trial in bits per byte; null before anything was measured twice
     experiments  {verdict: rows}, and the repeats, busy trials and changes left out again
     failures     {cause: crashes}, the ten most frequent
-    money        {source: {tries, keeps, best val_bpb, usd}}
+    money        {source: {tries, keeps, best val_bpb, usd}}, one of them "calls without a row" where they cost a cent
     areas        {area that the model named: the same}
     minutes      {training, trials}: of training, and of whole trials
     slots        {slot: how busy it was}, where there were several
@@ -149,7 +149,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
                                for row in rows),
         "failures": dict(causes.most_common(10)),
-        "money": _grouped(history, sources),
+        "money": _grouped(history, sources) | _without_row(rows, runs),
         "areas": _grouped(history[1:], areas),
         "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
                     "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
@@ -170,6 +170,12 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
     return {name: {"tries": len(mine), "keeps": sum(e.status is Status.KEEP for e in mine),
                    "best": min((e.val_bpb for e in mine if e.val_bpb is not None), default=None),
                    "usd": sum(e.own.usd for e in mine)} for name, mine in sorted(groups.items())}
+
+
+def _without_row(rows: Sequence[Row], runs: Path | None) -> dict[str, dict]:
+    """What the model was paid for beside the rows: lessons, answers that could not be tried, one that will be."""
+    usd = memory.called_usd(runs) - sum(row.usd for row in rows) if runs else 0.0
+    return {"calls without a row": {"tries": 0, "keeps": 0, "best": None, "usd": usd}} if usd >= 0.01 else {}
 
 
 def in_detail(history: Sequence[Experiment]) -> list[Experiment]:

@@ -397,6 +397,16 @@ def test_the_object_says_what_its_docstring_names():
     assert report.as_json([])["incumbent"] is report.as_json([])["baseline"] is None
 
 
+def test_dollars_of_calls_that_are_in_no_row_are_named(tmp_path):
+    calls = tmp_path / "calls.jsonl"
+    calls.write_text('{"usd": 0.5}\n{"usd": 0.25}\n{"usd": 9, "torn')
+    assert "calls without a row" not in report.as_json(NIGHT, tmp_path)["money"]
+    calls.write_text('{"usd": 0.5}\n{"usd": 0.25}\n{"usd": 0.125}\n{"usd": null}\n')
+    told = report.as_json(NIGHT, tmp_path)["money"]
+    assert told.pop("calls without a row") == {"tries": 0, "keeps": 0, "best": None, "usd": 0.125}
+    assert told == report.as_json(NIGHT)["money"]
+
+
 def test_crashes_are_counted_by_cause():
     rows = [NIGHT[0], *(row(i, None, "crash", note=f"CUDA out of memory: tried {i} GB; x") for i in range(1, 4)),
             row(4, None, "crash", note="")]
