@@ -39,9 +39,9 @@ def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: s
             losses = figure.add_subplot(grid[3])
             losses.set(xlabel="seconds", ylabel="training loss")
             for (name, curve), color in zip(curves.items(), ("discard", "line"), strict=False):
-                rest = curve[len(curve) // 10:]  # it begins far above
-                losses.plot(*zip(*rest, strict=True), color=COLORS[color], label=name)
+                losses.plot(*zip(*curve, strict=True), color=COLORS[color], label=name)
             losses.legend(frameon=False, fontsize=9)
+            losses.patch.set_gid("losses")
         for axes in figure.axes:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.ticklabel_format(axis="y", useOffset=False)
@@ -55,6 +55,9 @@ def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: s
     text = svg.getvalue().decode().replace(' target="_blank"', "")
     for name, color in COLORS.items():
         text = text.replace(color, f"var(--{name})")
+    if curves:  # the page's script draws more of them here
+        limits = " ".join(f"{limit:g}" for limit in (*losses.get_xlim(), *losses.get_ylim()))
+        text = text.replace('id="losses"', f'id="losses" data-limits="{limits}"')
     return png.getvalue(), text[text.index("<svg"):]
 
 

@@ -37,7 +37,8 @@ def morning(root: Path, options: argparse.Namespace) -> int:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
-    write(root, rows, archive.read(root, tag), runs)  # takes seconds
+    numbers = [e.number for e in in_detail(ledger.experiments(rows))]
+    write(root, rows, archive.read(root, tag, numbers), runs)  # takes seconds
     if not (options.json or options.quiet):
         print(f"\nwrote report.html and progress.png in {root}")
     return 0
@@ -184,13 +185,27 @@ def in_detail(history: Sequence[Experiment]) -> list[Experiment]:
     return order[:MAX_DETAILS]
 
 
+def details(history: Sequence[Experiment], held: Archive, runs: Path | None) -> dict[str, object]:
+    """What the page's script draws and compares; a train.py is a list of places among all lines."""
+    places: dict[str, int] = {}
+    codes = {number: [places.setdefault(line, len(places)) for line in code.split("\n")]
+             for number, code in held.codes.items()}
+    losses = {e.number: curve(e, runs) for e in in_detail(history)}
+    return {"tag": held.tag, "lines": list(places), "codes": codes, "curves": losses}
+
+
+def curve(experiment: Experiment, runs: Path | None) -> list[tuple[float, float]]:
+    """(second, loss) of its own trial, as far as its log is there, without the first tenth, which is far above."""
+    own = experiment.own
+    losses = display.curve(runner.read_log(runs, own.experiment, own.seed)) if runs else {}
+    points = [(percent / 100 * own.budget, loss) for percent, loss in losses.items()]
+    return points[len(points) // 10:]
+
+
 def curves(rows: Sequence[Row], runs: Path | None) -> dict[str, list[tuple[float, float]]]:
-    """(second, loss) of baseline and incumbent, as far as their logs are there."""
-    known = {name: e for name, e in ends(rows).items() if e and runs}
-    logs = {name: runner.read_log(runs, e.number, e.own.seed) for name, e in known.items()}
-    found = {name: display.curve(log) for name, log in logs.items()}
-    return {name: [(percent / 100 * rows[0].budget, loss) for percent, loss in curve.items()]
-            for name, curve in found.items() if curve}
+    """Those of baseline and incumbent that are there."""
+    found = {name: curve(e, runs) for name, e in ends(rows).items() if e}
+    return {name: points for name, points in found.items() if points}
 
 
 def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
@@ -296,10 +311,9 @@ def page(rows: Sequence[Row], held: Archive, runs: Path | None = None, svg: str 
 
     template = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
     history = ledger.experiments(rows)
-    details = in_detail(history)
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
         title=title(held.tag), held=held, told=as_json(rows, runs), svg=Markup(svg), history=history, own=own,
         keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), lessons=memory.read_lessons(runs),
-        facts={e.number: memory.facts(runs, e.own) for e in details},
+        facts={e.number: memory.facts(runs, e.own) for e in in_detail(history)}, details=details(history, held, runs),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)
