@@ -78,9 +78,9 @@ const shown = () => $("between").hidden ? "" : $("between").textContent.trim();
 tick(3); seen.oneTicked = shown();
 tick(1); seen.twoTicked = shown();
 seen.between = [...$("between").children].filter(line => line.localName !== "span").map(line => line.localName);
-const box = $("losses").getBoundingClientRect();
+const box = $("losses").firstElementChild.getBoundingClientRect();
 seen.losses = [...document.querySelectorAll("#losses .ticked")].map(path => {
-  const own = path.getBoundingClientRect(), inside = own.left >= box.left - 1 && own.bottom <= box.bottom + 1;
+  const own = path.getBoundingClientRect(), inside = own.top >= box.top - 1 && own.bottom <= box.bottom + 1;
   return [path.textContent, path.getAttribute("d").split("L").length, inside, getComputedStyle(path).stroke !== "none"];
 });
 tick(3); tick(2); seen.notHeld = shown(); tick(1); tick(2); seen.noneTicked = shown();

@@ -399,12 +399,18 @@ def test_the_object_says_what_its_docstring_names():
 
 def test_dollars_of_calls_that_are_in_no_row_are_named(tmp_path):
     calls = tmp_path / "calls.jsonl"
-    calls.write_text('{"usd": 0.5}\n{"usd": 0.25}\n{"usd": 9, "torn')
+    calls.write_text('{"usd": 0.5}\n{"usd": 0.254}\n{"usd": 9, "torn')  # rows have rounded
     assert "calls without a row" not in report.as_json(NIGHT, tmp_path)["money"]
     calls.write_text('{"usd": 0.5}\n{"usd": 0.25}\n{"usd": 0.125}\n{"usd": null}\n')
     told = report.as_json(NIGHT, tmp_path)["money"]
     assert told.pop("calls without a row") == {"tries": 0, "keeps": 0, "best": None, "usd": 0.125}
     assert told == report.as_json(NIGHT)["money"]
+
+
+def test_details_are_those_of_the_baseline_what_was_kept_and_the_newest(monkeypatch):
+    monkeypatch.setattr(report, "MAX_DETAILS", 4)
+    history = ledger.experiments([*NIGHT, *(row(i, 1.0, "discard") for i in range(5, 9))])
+    assert [e.number for e in report.in_detail(history)] == [0, 4, 1, 8]
 
 
 def test_crashes_are_counted_by_cause():
