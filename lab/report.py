@@ -25,8 +25,8 @@ from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
-MAX_DETAILS = 200            # experiments that the page has more of than their rows
 MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
+MAX_DETAILS = 200            # experiments that the page has more of than their rows: texts, losses, batches
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:

@@ -411,6 +411,7 @@ def test_details_are_those_of_the_baseline_what_was_kept_and_the_newest(monkeypa
     monkeypatch.setattr(report, "MAX_DETAILS", 4)
     history = ledger.experiments([*NIGHT, *(row(i, 1.0, "discard") for i in range(5, 9))])
     assert [e.number for e in report.in_detail(history)] == [0, 4, 1, 8]
+    assert "texts: of 4, which" in page([row for e in history for row in e.rows]) and "texts: of" not in page(NIGHT[:4])
 
 
 def test_crashes_are_counted_by_cause():
