@@ -26,7 +26,8 @@ KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
 import re, sys
-from lab import runner
+import numpy as np
+from lab import baseline, runner
 from lab.ledger import Trial
 
 def run(code, *, data, seed, budget_s, folder, split, **more):
@@ -34,6 +35,8 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     lucky = 0.01 * ("SEED + 1" in code and split == "val")
     value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
+    if more["is_baseline"]:
+        baseline.write(folder, baseline.Baseline(1.0, 1, np.zeros(1)))
     return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
 
 runner.run = run
