@@ -126,6 +126,14 @@ def test_two_slots_leave_no_removal_behind():
         confirm.next_measurement(session, (), {2: 3}, {})
 
 
+def test_what_was_busy_on_the_validation_split_waits_for_the_next_research():
+    """It could become the incumbent while the one of now is confirmed."""
+    rows = [*SESSION[:3], row(3, None, "val", "busy"), row(2, None, status="busy")]
+    session = Session("t", Path("runs"), 300.0, {}, tuple(rows), tuple(experiments(rows)))
+    assert confirm.next_measurement(session, (), {2: 3}, {}) == Again(2, "test")
+    assert next_step(session, (), 0.3) == Again(2, "test")
+
+
 LONGER = [row(0, 2.2, budget=900.0), row(2, 2.1, budget=900.0)]
 
 

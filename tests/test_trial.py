@@ -456,6 +456,9 @@ finish(model)
     tensors = safetensors.torch.load_file(tmp_path / "runs" / "model.safetensors")
     assert list(tensors) == ["seen"] and tensors["seen"].numel() > 1000
     assert runner.baseline_known(tmp_path / "runs")
+    (tmp_path / "runs" / "candidate.safetensors").write_text("of a repeat that nobody kept")
+    assert not run(with_body("raise SystemExit")).witnessed
+    assert not (tmp_path / "runs" / "candidate.safetensors").exists()
 
 
 @pytest.mark.long  # one of the hostile files looks ahead in the default run too
