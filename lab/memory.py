@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Experiment, Proposal, Row, SetupError, Status, one_line, write_durably
+from lab.ledger import Experiment, Proposal, Row, SetupError, Status, append_line, one_line, write_durably
 from lab.prompt import Situation
 from lab.session import Session
 
@@ -31,9 +31,7 @@ class Memory:
     def add_idea(self, **idea: object) -> None:
         """Of an experiment: experiment, kind, area, reasoning. Of what never ran: rows, description, reason."""
         self.ideas.append(idea)
-        self.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
-        with open(self.runs / IDEAS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(idea) + "\n")
+        append_line(self.runs / IDEAS, json.dumps(idea))
 
     def write_notes(self, text: str) -> None:
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -47,7 +45,7 @@ class Memory:
         return read_lessons(self.runs)
 
     def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
-        """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
+        """All that a proposal may depend on, as it is now; `known`: the proposals in flight."""
         history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
         same = [tag for tag, other in self.earlier.items() if other.rows[0].data == history[0].own.data]

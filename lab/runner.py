@@ -21,7 +21,7 @@ from pathlib import Path
 from lab import baseline, sandbox
 from lab.corpus import Data, default_data, held_out, open_data
 from lab.ledger import Ending, SetupError, Trial, one_line
-from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, TrialLimits
+from lab.referee import DEFAULT_LIMITS, MODEL, START_SLACK_S, WITNESS_FACTOR, TrialLimits
 from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
@@ -63,6 +63,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     """
     work = slot.folder(folder)
     work.mkdir(parents=True, exist_ok=True)
+    (work / MODEL).unlink(missing_ok=True)  # of a trial before that was not kept
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
         "folder": str(folder), "work": str(work), "device": default_device(),
@@ -174,7 +175,7 @@ def keep_model(runs: Path, slot: Slot) -> None:
 
     A kill between its row and this leaves the file of the keep before.
     """
-    learnt = slot.folder(runs) / "candidate.safetensors"
+    learnt = slot.folder(runs) / MODEL
     if learnt.exists():
         os.replace(learnt, runs / "model.safetensors")
 

@@ -27,7 +27,8 @@ KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
 import re, sys
-from lab import runner
+import numpy as np
+from lab import baseline, runner
 from lab.ledger import Trial
 
 def run(code, *, data, seed, budget_s, folder, split, **more):
@@ -35,6 +36,8 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     lucky = 0.01 * ("SEED + 1" in code and split == "val")
     value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
+    if more["is_baseline"]:
+        baseline.write(folder, baseline.Baseline(1.0, 1, np.zeros(1)))
     return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
 
 runner.run = run
@@ -122,6 +125,14 @@ def test_two_slots_leave_no_removal_behind():
     assert confirm.next_measurement(session, (), {2: 3}, {1: idea}) == Again(3, "test")
     with pytest.raises(Stopped):
         confirm.next_measurement(session, (), {2: 3}, {})
+
+
+def test_what_was_busy_on_the_validation_split_waits_for_the_next_research():
+    """It could become the incumbent while the one of now is confirmed."""
+    rows = [*SESSION[:3], row(3, None, "val", "busy"), row(2, None, status="busy")]
+    session = Session("t", Path("runs"), 300.0, {}, tuple(rows), tuple(experiments(rows)))
+    assert confirm.next_measurement(session, (), {2: 3}, {}) == Again(2, "test")
+    assert next_step(session, (), 0.3) == Again(2, "test")
 
 
 LONGER = [row(0, 2.2, budget=900.0), row(2, 2.1, budget=900.0)]
