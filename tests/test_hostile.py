@@ -4,6 +4,7 @@ The first line of each file says what it must come to; hostile/verdicts.py reads
 says CHEATED. All files count as would-be keeps, so each that scores meets its witness.
 """
 
+import itertools
 import math
 import os
 import socket
@@ -83,7 +84,7 @@ def attack(run, corpus):
 
 def attack_all(attack, names) -> None:
     """Two at a time, but those that take memory, disk or processes alone; all failures are told together."""
-    before = set(sandbox.descendants(os.getpid()))
+    before = {*itertools.chain(*sandbox.family(os.getpid()))}  # of other tests of this process
     together = [name for name in names if name not in verdicts.ALONE]
     alone = [name for name in names if name in verdicts.ALONE]
     with ThreadPoolExecutor(2) as pool:
@@ -91,7 +92,7 @@ def attack_all(attack, names) -> None:
     complaints = [complaint for complaint in [*complaints, *map(attack, alone)] if complaint]
     assert not complaints, "\n\n".join(complaints)
     alive, ended = sandbox.family(os.getpid())  # ended ones are those of a trial that its referee did not see
-    assert set(alive) <= before and not ended
+    assert {*alive, *ended} <= before
 
 
 def test_no_attack_succeeds(attack):
