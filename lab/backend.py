@@ -32,7 +32,7 @@ SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, 
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _ADVICE = {  # by status, for what only the user can mend
-    400: "check --model, --effort and the context of your server", 401: "check ANTHROPIC_API_KEY",
+    400: "check --model, --effort and the context of your server", 401: f"check {' or '.join(KEYS)}",
     402: "add credit, or start with --researcher tuner", 403: "check the key's permissions",
     404: "check --model", 413: "shorten program.md", 422: "check --model and --effort",
 }

@@ -90,8 +90,7 @@ def check_train(code: str) -> None:
     try:
         edits.check(code, ())
     except edits.ProposalError as error:
-        why = one_line(str(error.__context__ or error)).rstrip(".")  # in Python's own words, where it has some
-        raise SetupError(f"train.py cannot be the baseline: {why}; mend it and commit") from None
+        raise SetupError(f"train.py cannot be the baseline: it {error.reason}; mend it and commit") from None
 
 
 def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
@@ -109,11 +108,13 @@ def check_longer(times: float, rows: Sequence[Row], data: Data) -> None:
     history = ledger.experiments(rows)
     ends = history[0], ledger.incumbent(history)
     if ends[0] is ends[1]:
-        raise SetupError("no experiment was kept, so there is no gain that --longer could measure")
-    n_passes = times * 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens
-    if n_passes > 2:
-        raise SetupError(f"--longer {times:g} would train {n_passes:.1f} times over the same data; past 2, models of "
-                         f"this kind learn it by heart: at most --longer {1.9 * times / n_passes:.1f}")
+        raise SetupError("the baseline stands, so there is no gain that --longer could measure")
+    n_passes = 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens  # of one budget
+    if times * n_passes > 2:
+        most = 1.9 / n_passes
+        mend = f"at most --longer {most:.1f}" if most > 1.1 else "start a session with more text"
+        raise SetupError(f"--longer {times:g} would train {times * n_passes:.1f} times over the same data; past 2, "
+                         f"models of this kind learn it by heart: {mend}")
 
 
 def settle_places(options: argparse.Namespace) -> None:
@@ -144,7 +145,7 @@ def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: R
         say(f"{error}; {waits}")
     price = researcher.price
     cost = f"${price[0]:g} in, ${price[1]:g} out a million tokens" if price else "price unknown, counted as $0"
-    share = f"; the tuner takes {options.tuner_share:.0%} of the turns, more only while the model is out"
+    share = f"; the tuner takes {options.tuner_share:.0%} of the turns, more while the model is out or late"
     say(f"{researcher.name} proposes ({cost})" + share * (options.researcher == "auto" and options.tuner_share > 0))
     return researcher
 

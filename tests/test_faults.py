@@ -314,9 +314,11 @@ def test_a_fault_of_ours_is_one_line_and_a_log_and_the_session_goes_on_once_it_i
     turns.write_text(whole.replace("def next_step(", "def next_step(*_):\n    return 1 / 0\n\n\ndef unused("))
     for said in ("a fault of ours (ZeroDivisionError", "the same fault as the last time: see"):
         git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "broken", "--allow-empty")
-        done = fakes.run_agent(root, *arguments)
+        done = fakes.run_agent(root, *arguments, "--notify", "(cat; echo $AUTORESEARCH_EVENT) > told")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1) and said in done.stderr, done.stderr
         assert "Traceback" not in done.stdout + done.stderr and rows_of(root) == before
+    assert (root / "told").read_text() == (
+        done.stderr.removeprefix("agent.py: ") + '{"event": "fault", "tag": "nov23"}\n')
     log = (root / "runs" / "nov23" / "fault.log").read_text()
     assert log.count("Traceback") == 2 and log.count("ZeroDivisionError: division by zero") == 2
     turns.write_text(whole)

@@ -20,7 +20,7 @@ from invariants import check
 from model_server import ModelServer, answer
 
 from agent import Turn, judge, keep_below, next_step
-from lab import edits, ledger, runner
+from lab import edits, ledger, report, runner
 from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
 from lab.opening import row_warnings
 from lab.report import who_proposed
@@ -47,8 +47,9 @@ def evening(tmp_path_factory, corpus, corpus_path):
     script = [edit("faster", BETTER), edit("slower", WORSE), edit("broken", BROKEN), "no idea how to mend it"]
     with ModelServer(script) as server:
         done = run_agent(checkout, "--experiments", "3", "--tuner-share", "0", "--researcher", "llm", "--tag", "t",
-                         "--data", str(corpus_path), "--budget", "0.5", ANTHROPIC_BASE_URL=server.url,
-                         ANTHROPIC_API_KEY="sk-secret-of-the-test")
+                         "--data", str(corpus_path), "--budget", "0.5", "--notify",
+                         f"(cat; echo $AUTORESEARCH_EVENT) >> {checkout.parent}/told",
+                         ANTHROPIC_BASE_URL=server.url, ANTHROPIC_API_KEY="sk-secret-of-the-test")
     assert (done.returncode, done.stderr) == (0, "")
     return checkout, done.stdout
 
@@ -72,6 +73,15 @@ def test_a_session_keeps_the_better_discards_the_worse_and_logs_the_crash(evenin
     assert "sk-secret" not in everything
     assert "merged" in rows[2].note  # drafted against the baseline while "faster" was still running
     check(checkout)
+
+
+def test_a_command_is_told_of_the_new_best_and_of_the_stop(evening):
+    told = (evening[0].parent / "told").read_text().splitlines()
+    best, stop = json.loads(told[1]), json.loads(told[3])
+    rows = rows_of(evening[0])
+    assert best == {"event": "best", "tag": "t", "n_rows": 2, "experiment": 1, "val_bpb": rows[1].val_bpb}
+    assert stop == {"event": "stop", "tag": "t", "n_rows": 4, "why": "--experiments 3"}
+    assert told[2] == report.headline(rows) and len(told) == 4
 
 
 def test_its_continuation_and_its_morning(evening, data, agents, tmp_path):
@@ -172,10 +182,14 @@ def test_every_refused_start_is_one_line_and_changes_nothing(root, agents, data,
     (root / "program.md").unlink()
     assert "program.md" in refused(agents, root, *data)
     git(root, "checkout", "program.md")
-    (root / "train.py").write_text("def (:\n")
-    git(root, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
-    assert refused(agents, root, *data) == (
-        "agent.py: train.py cannot be the baseline: invalid syntax (train.py, line 1); mend it and commit\n")
+    for code, why in (("def (:\n", "does not compile: invalid syntax (train.py, line 1)"),
+                      ("x = 1\n" * 40_000, "has more than 200000 characters"),
+                      ("import prepare\n", "does not call prepare's stream and finish: a trial pulls batches from "
+                       "stream(batch_size, seq_len) and ends with finish(model)")):
+        (root / "train.py").write_text(code)
+        git(root, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
+        said = refused(agents, root, *data)
+        assert said == f"agent.py: train.py cannot be the baseline: it {why}; mend it and commit\n"
 
 
 def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_the_data(root, agents, data):
@@ -367,9 +381,10 @@ def test_dollars_end_the_session_before_they_are_overspent(begun, agents, words)
     with ModelServer([dear]) as server:
         code, out = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
         asked = len(server.requests)
-        again, _ = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
+        again, last = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
         assert len(server.requests) == asked
     assert (code, again, "stopped: " in out, "--max-usd" in out) == (0, 0, True, True), out
+    assert "\n0 experiments; $0.00\n" in last  # of this run; the session has spent more
     billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
     assert 0 < billed <= 0.5 and sum(row.usd for row in rows_of(begun)) <= billed + 1e-3
     check(begun)
