@@ -26,7 +26,7 @@ KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
-import re, sys
+import os, re, sys
 from lab import runner
 from lab.ledger import Trial
 
@@ -35,7 +35,7 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     lucky = 0.01 * ("SEED + 1" in code and split == "val")
     value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
-    return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
+    return Trial(value, "", seed, split, budget_s, f"cpu x{os.cpu_count()}", data.hash[:8], "full", witnessed=True)
 
 runner.run = run
 import agent  # its fleet takes runner.run as it finds it

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -120,7 +121,8 @@ def test_a_kill_leaves_no_process_and_of_two_stops_the_first_finishes_the_trial_
     process = start_and_wait(checkout, *command)  # the same command continues
     assert "another agent" in refused(agents, checkout, *command)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
+    assert re.search(r"\nstopping after this trial, 0:0\d left; Ctrl-C again ends it now\n", said), said
     assert process.returncode == 0 and len(rows_of(checkout)) == 1
     check(checkout)
     process = start_and_wait(checkout, *command)
@@ -162,7 +164,10 @@ def test_every_refused_start_is_one_line_and_changes_nothing(root, agents, data,
     assert "not a positive number" in refused(agents, root, "--budget", "0")
     assert "not a positive number" in refused(agents, root, "--budget", "nan")
     assert "--nonsense" in refused(agents, root, "--nonsense")
-    assert "nowhere" in refused(agents, root, "--data", str(tmp_path / "nowhere"))
+    with ModelServer(["hello"]) as server:  # which costs money, so it is asked last
+        assert "nowhere" in refused(agents, root, "--data", str(tmp_path / "nowhere"), ANTHROPIC_BASE_URL=server.url)
+        assert not server.n_proofs
+    assert "AUTORESEARCH_SANDBOX=flter is no level" in refused(agents, root, *data, AUTORESEARCH_SANDBOX="flter")
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "a.txt").write_text("too little")
     assert "small" in refused(agents, root, "--data", str(tmp_path / "small"))
@@ -198,6 +203,14 @@ def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_t
     assert "AUTORESEARCH_CACHE" in refused(agents, root, *data, AUTORESEARCH_CACHE=f"{libraries}/numpy/autoresearch")
 
 
+def test_a_session_is_refused_at_once_on_another_device_and_without_its_corpus(begun, agents, tmp_path):
+    words = "--tag", "nov23", "--researcher", "tuner"
+    said = refused(agents, begun, *words, AUTORESEARCH_DEVICE="mps")
+    assert re.search(r"measured on cpu x\d+, trials here have mps x\d+; start another with --tag nov23-2", said)
+    said = refused(agents, begun, *words, AUTORESEARCH_CACHE=str(tmp_path / "another"))
+    assert "is not in" in said and "name it with --data" in said
+
+
 def test_a_relative_path_is_the_users_and_a_session_finds_its_corpus_again(root, corpus_path):
     words = ("--experiments", "0", "--researcher", "tuner", "--budget", "0.5")
     command = [sys.executable, str(root / "agent.py"), *words, "--data", corpus_path.name]
@@ -231,13 +244,26 @@ def cwd_of(pid: str) -> str:
         return ""
 
 
-def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path):
+def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path, tmp_path):
     done = subprocess.run([sys.executable, "train.py"], cwd=checkout, capture_output=True, text=True, timeout=120,
-                          env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="0.5"))
+                          env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="0.5",
+                                          AUTORESEARCH_CACHE=str(tmp_path / "cache")))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert lines[0].startswith("training the tokenizer")  # no silence while a corpus is prepared
     start = next(i for i, line in enumerate(lines) if line.startswith("val_bpb:"))
     assert all(": " in line for line in lines[start:]) and 0 < float(lines[start].split(": ")[1]) < 20
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("BUDGET", "5m"), ("BUDGET", "0"), ("BUDGET", "nan"), ("SEED", "x"), ("SEED", "-1"), ("SANDBOX", "flter"),
+    ("DATA", "/nowhere/at/all")])
+def test_a_wrong_variable_of_train_py_by_hand_is_one_line(monkeypatch, capsys, name, value):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv(f"AUTORESEARCH_{name}", value)
+    assert runner.by_hand(Path("train.py")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: ") and said.count("\n") == 1 and value in said
 
 
 def test_the_help_of_train_py_by_hand_names_its_settings(monkeypatch, capsys):
@@ -351,7 +377,7 @@ def test_new_directions_throw_the_draft_away_and_stand_in_the_first_row_whose_id
     assert code == 0, out
     rows = rows_of(begun)[before:]
     assert [row.description for row in rows] == ["zero", "alpha", "omega"]
-    assert ["program.md changed" in row.note for row in rows] == [False, True, False]
+    assert ["program.md changed" in row.note for row in rows] == [True, True, False]  # also before the start
     assert "directions in program.md changed" in out and git(begun, "show", "HEAD:program.md") == steered
     billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
     assert billed == pytest.approx(sum(row.usd for row in rows), abs=1e-4)  # the lost draft's too
