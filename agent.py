@@ -5,7 +5,7 @@
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
                                (--each: what every kept change is worth; --longer 3: at three times the budget)
 
-It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
+It never asks a question. Kill it at any moment: the same command continues, and only trials under way are lost.
 """
 
 import argparse
