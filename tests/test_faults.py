@@ -325,3 +325,18 @@ def test_a_fault_of_ours_is_one_line_and_a_log_and_the_session_goes_on_once_it_i
     git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "mended")
     done = fakes.run_agent(root, *arguments, "--experiments", "1")
     assert done.returncode == 0 and rows_of(root).count(b"\n") == before.count(b"\n") + 1, done.stderr
+
+
+def test_ctrl_c_during_the_start_is_one_line_and_changes_nothing(root, arguments):
+    before, asked = (rows_of(root), git(root, "rev-parse", "HEAD")), root / "runs" / "asked"
+    command = f"sh -c 'echo $$ > {asked}.new; mv {asked}.new {asked}; exec sleep 200'"
+    process = fakes.start_agent(root, *arguments, "--researcher", "auto", "--researcher-command", command)
+    while not asked.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "agent.py: stopped before anything ran\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(asked.read_text()), 0)
+    assert (rows_of(root), git(root, "rev-parse", "HEAD")) == before
