@@ -102,7 +102,7 @@ class Loop:
                     session = replace(session, spent_usd=self.proposer.spent_usd(), n_slots=len(self.fleet.slots))
                     if self.lost:
                         self.launch(session, self.lost.pop())
-                    elif step := choose(session, self.fleet.in_flight):
+                    elif step := self.baseline_first(session, choose):
                         self.start(session, step)
                     else:
                         break
@@ -113,6 +113,14 @@ class Loop:
                 why = str(stopped)
         return session, why
 
+    def baseline_first(self, session: Session, choose: confirm.Choose) -> Again | New | None:
+        """What `choose` says, but the baseline once a process where what it measured is gone."""
+        is_tried = any(row.experiment == 0 for row in session.rows[len(self.first.rows):])
+        is_known = is_tried or session.incumbent is None or runner.baseline_known(session.runs)
+        if is_known or self.options.longer:
+            return choose(session, self.fleet.in_flight)
+        return None if self.fleet.in_flight else Again(session.history[0].number)
+
     def choose(self, session: Session, in_flight: Sequence[Candidate]) -> Again | New | None:
         """What research starts next; None: not yet. Raises Stopped at a limit."""
         self.limits.check(session, in_flight)
@@ -120,9 +128,6 @@ class Loop:
         if step is Turn.BASELINE:
             return New(Proposal("baseline", self.store.train_code(), "baseline"))
         if step in (Turn.TUNER, Turn.MODEL):
-            measured_now = any(row.experiment == 0 for row in session.rows[len(self.first.rows):])
-            if not (measured_now or runner.baseline_known(session.runs)):  # once a process
-                return None if in_flight else Again(session.history[0].number)
             return self.proposer.propose(session, in_flight, step is Turn.TUNER)
         return None if step is Turn.WAIT else step
 
@@ -137,7 +142,6 @@ class Loop:
             candidate, witness_below=below, last_try=session.n_busy(candidate.number) >= BUSY_TRIES,
             is_baseline=(candidate.number, step.split) == (0, "val") and not runner.baseline_known(session.runs))
         self.launch(session, candidate)
-        self.proposer.started(candidate)
         self.proposer.draft_ahead(session, self.fleet.in_flight, self.wanted(session))
 
     def launch(self, session: Session, candidate: Candidate) -> None:
@@ -156,7 +160,7 @@ class Loop:
             return session
         status, why = judge(session, candidate, trial)
         steered = bool(candidate.step.program) and session.program_judged not in ("", candidate.step.program)
-        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, "program.md changed" * steered))))
+        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, ledger.STEERED * steered))))
         for line in (*self.store.append(row), *opening.row_warnings(row, self.data)):
             self.display.say(line)
         before = session

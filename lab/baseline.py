@@ -1,17 +1,25 @@
-"""What the session's baseline measured, for every trial after it: start-up seconds and the loss of each token.
+"""What the session's baseline measured, for every trial after it: start-up seconds, losses, the compile cache.
 
-It was measured with the train.py that the user started with, before a model had any say. It is kept under runs/TAG/;
-what is gone is measured again (agent.py).
+It was measured with the train.py that the session started with. It is kept under runs/TAG/; what is gone is measured
+again (agent.py).
 """
 
 import io
+import os
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lab import sandbox
+from lab.child import CACHE_LIMITS, child_of
+from lab.corpus import Data
 from lab.ledger import write_durably
+from lab.wire import PARAMS, ROWS, sealable_memory
+
+COLD = "start_s"  # in the compile cache: the seconds that a start without one took
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,28 @@ def read(folder: Path) -> Baseline | None:
 
 
 def write(folder: Path, measured: Baseline) -> None:
-    data = io.BytesIO()
-    np.savez(data, start_s=measured.start_s, file_bytes=measured.file_bytes, losses=measured.losses.astype(np.float16))
+    """Its start-up counts as it was without the compile cache: an idea that changes shapes has none either."""
+    data, cold = io.BytesIO(), folder / "cache" / COLD
+    start_s = max(measured.start_s, float(cold.read_text())) if cold.exists() else measured.start_s
+    np.savez(data, start_s=start_s, file_bytes=measured.file_bytes, losses=measured.losses.astype(np.float16))
     write_durably(folder / "baseline.npz", data.getvalue())
+
+
+def fill_cache(spec: dict, data: Data) -> str:
+    """Start train.py once to fill the compile cache that every trial begins with; a note, or "".
+
+    The start ends when it asks for its first batch: had it learnt anything, it could pass that on to all trials.
+    """
+    cache, fresh = Path(spec["folder"]) / "cache", Path(spec["folder"]) / "cache.new"
+    if cache.exists():
+        return ""
+    began, limit_s = time.monotonic(), spec["limits"]["start_s"]
+    spec = spec | {"limits": spec["limits"] | {"stop_s": 0.0}}
+    with child_of(spec, data, sealable_memory("no file", 1)) as child:
+        operation = PARAMS
+        while operation in (PARAMS, ROWS):
+            operation, _ = child.request(began + limit_s, f"asked for no data within {limit_s:.0f} s of its start")
+    note = sandbox.copy_plain(Path(spec["work"]) / "trial" / "cache", fresh, *CACHE_LIMITS)
+    (fresh / COLD).write_text(f"{child.ended_at - began:.3f}")
+    os.replace(fresh, cache)  # whole or not at all, whenever this process dies
+    return note

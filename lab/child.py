@@ -213,7 +213,7 @@ def last_error(early: str, late: str, code: int) -> str:
     last = (named or lines)[-1] if lines and code else "ended before it was scored"
     if late:
         kind = error.match(last)[1].rpartition(".")[2] if named and code else ""
-        last = f"{kind if kind in COMMON else 'ended'} while it was scored"
+        return f"{kind if kind in COMMON else 'ended'} while it was scored"
     return f"{last} ({how})"
 
 

@@ -38,8 +38,9 @@ def facts(source: str, shards: int) -> dict[str, str]:
     import torch
 
     on_gpu, cores = default_device() == "cuda", f"{default_device()} x{os.cpu_count()}"
-    return {"data": open_data(source, shards=shards).hash, "code": code_hash(),
-            "torch": torch.__version__, "device": torch.cuda.get_device_name() if on_gpu else cores}
+    torch.ones(8, device=default_device()).sum().item()  # a card that is lost fails here, not in a trial
+    return {"data": open_data(source, shards=shards).hash, "code": code_hash(), "torch": torch.__version__,
+            "sandbox": sandbox.level(), "device": torch.cuda.get_device_name() if on_gpu else cores}
 
 
 def code_hash() -> str:

@@ -60,12 +60,12 @@ def without(parent: str, kept: str, final: str) -> str | None:
 
 
 def next_measurement(session: Session, in_flight: Sequence[Candidate], goal: Mapping[int, int],
-              removals: Mapping[int, Proposal]) -> Again | New | None:
+                     removals: Mapping[int, Proposal]) -> Again | New | None:
     """What to measure next, the least measured first, so that a stop leaves whole rounds.
 
     `goal` counts an experiment's trials on the test split. Raises Stopped when all is measured.
     """
-    if busy := session.busy(in_flight):
+    if busy := session.busy(in_flight, splits=("test",)):  # another split would change what is confirmed
         return Again(busy.experiment, busy.split)
     trials, measured = test_trials(session), measured_removals(session.history)
     trials.update(c.number for c in in_flight if c.step.split == "test")

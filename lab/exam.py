@@ -73,11 +73,14 @@ def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray
     return cuts
 
 
-def questions(rows: np.ndarray, cuts: np.ndarray, vocab_size: int,
+def questions(rows: np.ndarray, others: np.ndarray, cuts: np.ndarray, vocab_size: int,
               rng: np.random.Generator) -> np.ndarray:
-    """Inputs (N, T) of rows (N, T + 1): behind each cut the end of another row, never the same token."""
+    """Inputs (N, T) of rows (N, T + 1): behind each cut the end of one of `others` (M, T + 1), never the same token.
+
+    others: training rows. Ends of rows that are asked for would tell what was cut off.
+    """
     inputs = rows[:, :-1].astype(np.int64)
-    strangers = rows[rng.permutation(len(rows)), :-1]
+    strangers = others[rng.integers(len(others), size=len(rows)), :-1]
     behind = np.arange(inputs.shape[1]) >= cuts[:, None]
     asked = np.where(behind, strangers, inputs)
     cut = np.flatnonzero(cuts < inputs.shape[1])

@@ -46,7 +46,7 @@ class Proposal:
 
     description: str     # one line, the proposer's words
     code: str            # the whole train.py that results
-    source: str          # the model's name, "tuner" or "baseline"
+    source: str          # the model's name, "tuner", "baseline", "combine" or "leave-one-out"
     reasoning: str = ""
     usd: float = 0.0     # list price of every call that led here, repairs included
     note: str = ""       # facts about how it came to be ("repaired once", ...)
@@ -56,7 +56,7 @@ class Proposal:
 class Trial:
     """What the referee measured in one run of one train.py with one seed."""
 
-    val_bpb: float | None       # bits per byte on `split`; None for a crash
+    val_bpb: float | None       # bits per byte on `split`; None where there is no number
     reason: str                 # why it crashed, one line; "" when it did not
     seed: int
     split: str                  # "val" or "test"
@@ -67,6 +67,7 @@ class Trial:
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     tokens_m: float = 0.0       # millions of training tokens handed out
+    n_batches: int = 0          # in which they were asked for
     params_m: float = 0.0       # millions of parameters, as the model object counts them
     memory_gb: float = 0.0      # peak: GPU memory where there is one, else resident memory
     ending: Ending = Ending.SCORED
@@ -76,6 +77,7 @@ class Trial:
     late_log: str = ""          # what it printed once it knew validation rows: never for the researcher
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
     profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
+    versions: dict[str, str] = field(default_factory=dict)  # of Python, torch and the GPU's driver
     slot: str = ""              # where it ran, of several places; "" for the only one
 
     @property
@@ -84,6 +86,7 @@ class Trial:
 
 
 ON = "on "  # begins the last part of a note, where there are several slots
+STEERED = "program.md changed"  # the part of a note where an idea was the first to read another program.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,10 @@ class Row:
         *_, last = self.note.split("; ")
         return last.removeprefix(ON) if last.startswith(ON) else ""
 
+    @property
+    def is_steered(self) -> bool:
+        return STEERED in self.note.split("; ")
+
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
@@ -125,7 +132,8 @@ class Experiment:
 
     number: int
     rows: tuple[Row, ...]
-    kept_at: int = -1  # place in the file of its last `keep` row; a repeat may be one
+    kept_at: int = -1   # place in the file of its last `keep` row; a repeat may be one
+    judged_at: int = 0  # and of its own row
 
     @property
     def own(self) -> Row:
@@ -164,7 +172,8 @@ def experiments(rows: Sequence[Row]) -> list[Experiment]:
     for row in rows:
         grouped.setdefault(row.experiment, []).append(row)
     kept_at = {row.experiment: place for place, row in enumerate(rows) if row.status is Status.KEEP}
-    return [Experiment(number, tuple(members), kept_at.get(number, -1))
+    judged_at = {row.experiment: place for place, row in reversed([*enumerate(rows)]) if row.status != Status.BUSY}
+    return [Experiment(number, tuple(members), kept_at.get(number, -1), judged_at.get(number, -1))
             for number, members in grouped.items()]
 
 
@@ -175,9 +184,9 @@ def incumbent(history: Sequence[Experiment]) -> Experiment | None:
 
 
 def misses(history: Sequence[Experiment]) -> int:
-    """Experiments with a verdict since the last keep; 0 before the first keep."""
-    verdicts = [e.status for e in reversed(history) if e.status != Status.BUSY]
-    return verdicts.index(Status.KEEP) if Status.KEEP in verdicts else 0
+    """Experiments that were judged since the last keep; 0 before the first keep."""
+    last = max((e.kept_at for e in history), default=-1)
+    return sum(e.judged_at > last for e in history) if last >= 0 else 0
 
 
 def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
@@ -293,6 +302,18 @@ def append(path: Path, row: Row) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append to a file of JSON lines, on disk when this returns. A torn last line is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
+    with open(path, "ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        is_torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * is_torn + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_durably(path: Path, data: bytes | Iterable[memoryview]) -> None:

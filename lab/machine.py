@@ -8,6 +8,7 @@ nothing (macOS), no trial is called busy.
 import contextlib
 import glob
 import os
+import platform
 import statistics
 import sys
 import time
@@ -125,6 +126,14 @@ def cards() -> list[tuple[str, tuple[str, ...]]]:
     all_files = glob.glob("/dev/nvidia[0-9]*")
     return [(uuid, tuple(path for path in all_files if path != own))
             for n, (uuid, own) in enumerate(files.items()) if str(n) in names or uuid in names]
+
+
+def versions(device: str) -> dict[str, str]:
+    """Of the software under a trial."""
+    import torch
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    return found | ({"driver": _card()[0].nvmlSystemGetDriverVersion()} if device == "cuda" else {})
 
 
 def card_used_gb() -> float:

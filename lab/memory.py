@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lab import confirm, ledger, runner
-from lab.ledger import Experiment, Proposal, Row, SetupError, Status, one_line, write_durably
+from lab.ledger import Experiment, Proposal, Row, SetupError, Status, append_line, one_line, write_durably
 from lab.prompt import Situation
 from lab.session import Session
 
@@ -31,9 +31,7 @@ class Memory:
     def add_idea(self, **idea: object) -> None:
         """Of an experiment: experiment, kind, area, reasoning. Of what never ran: rows, description, reason."""
         self.ideas.append(idea)
-        self.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
-        with open(self.runs / IDEAS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(idea) + "\n")
+        append_line(self.runs / IDEAS, json.dumps(idea))
 
     def write_notes(self, text: str) -> None:
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -47,7 +45,7 @@ class Memory:
         return read_lessons(self.runs)
 
     def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
-        """All that a proposal may depend on, as it is now; `known` is measured at this moment or soon."""
+        """All that a proposal may depend on, as it is now; `known`: the proposals in flight."""
         history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
         same = [tag for tag, other in self.earlier.items() if other.rows[0].data == history[0].own.data]
@@ -74,9 +72,19 @@ def by_number(ideas: Iterable[dict]) -> dict[int, dict]:
 def profile_of(runs: Path, experiment: Experiment, is_whole: bool) -> str:
     """Facts of its trial in a line, of the whole also shares of a step's time; "" when its file is gone."""
     row = next((row for row in reversed(experiment.rows) if row.status is Status.KEEP), experiment.own)
-    told = next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {})
-    text = str(told.get("profile") or "")
+    text = str(facts(runs, row).get("profile") or "")
     return text if is_whole else text.partition("\n")[0]
+
+
+def facts(runs: Path | None, row: Row) -> dict:
+    """What was measured of its trial; {} when its file is gone."""
+    return next(read_objects(runs / f"{row.experiment:04d}-{row.seed}.json"), {}) if runs else {}
+
+
+def called_usd(runs: Path) -> float:
+    """List price of all calls of the model that are on the disk."""
+    prices = [call.get("usd") for call in read_objects(runs / "calls.jsonl")]
+    return sum(usd for usd in prices if isinstance(usd, int | float))
 
 
 def read_lessons(runs: Path | None) -> list[str]:

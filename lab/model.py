@@ -18,7 +18,7 @@ from pathlib import Path
 from lab import edits
 from lab.backend import KEYS, Api, CallLimits, Command, Outage, Reply, Unavailable, clean
 from lab.edits import Answer, Flaw, ProposalError
-from lab.ledger import Proposal, SetupError, one_line, utc_now
+from lab.ledger import Proposal, SetupError, append_line, one_line, utc_now
 from lab.prompt import Prompt, brief, form_alone, mend_prompt
 
 DEFAULT_MODEL = "claude-opus-5-5"
@@ -98,16 +98,33 @@ def _dearest(*models: str) -> Sequence[float] | None:
     return tuple(map(max, zip(*known, strict=True))) or None
 
 
-def write_call(path: Path, call: Mapping[str, object]) -> None:
-    """Append one line, on disk when this returns. A torn last line is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        is_torn = file.read(1) not in (b"", b"\n")
-        file.write(b"\n" * is_torn + clean(json.dumps(call)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+class Purse:
+    """What --max-usd leaves. A call under way holds what it may cost in the worst case, so several together keep it."""
+
+    def __init__(self, left_usd: float = math.inf):
+        self.left_usd, self.n_holding = left_usd, 0  # what others hold is not left
+        self.changed = threading.Condition()
+
+    def hold(self, least_usd: float, most_usd: float, stopped: threading.Event) -> float:
+        """Dollars for one call. Waits for calls under way to give theirs back. Raises Unavailable."""
+        with self.changed:
+            while self.left_usd < least_usd and self.n_holding and not stopped.is_set():
+                self.changed.wait(0.2)
+            if self.left_usd < least_usd and stopped.is_set():
+                raise Unavailable("stopped before the model was asked", Outage.STOPPED)
+            if self.left_usd < least_usd:
+                raise Unavailable("what is left of --max-usd does not pay for one more call", Outage.BUDGET)
+            held_usd = min(self.left_usd, most_usd)
+            self.left_usd -= held_usd
+            self.n_holding += 1
+            return held_usd
+
+    def pay(self, held_usd: float, usd: float) -> None:
+        """Give back what was held but not spent."""
+        with self.changed:
+            self.left_usd += held_usd - usd
+            self.n_holding -= 1
+            self.changed.notify_all()
 
 
 class Researcher:
@@ -132,7 +149,7 @@ class Researcher:
         """Prove key, model and command by one small call. Raises SetupError, or Unavailable for what may pass."""
         self.backend.check()
         try:
-            self.write(HELLO, threading.Event(), CHECK_S, math.inf)
+            self.write(HELLO, threading.Event(), CHECK_S, Purse())
         except ProposalError:
             return  # it answers, if only to decline
         except Unavailable as error:
@@ -142,9 +159,9 @@ class Researcher:
                 raise SetupError(str(error)) from None
             raise
 
-    def write(self, prompt: Prompt, stopped: threading.Event, limit_s: float, limit_usd: float) -> tuple[str, float]:
+    def write(self, prompt: Prompt, stopped: threading.Event, limit_s: float, purse: Purse) -> tuple[str, float]:
         """(a text in the model's own words, its cost); limit_s sets `stopped`. Raises what propose() does."""
-        talk, timer = _Talk(self, prompt, (), stopped, limit_usd), threading.Timer(limit_s, stopped.set)
+        talk, timer = _Talk(self, prompt, (), stopped, purse), threading.Timer(limit_s, stopped.set)
         timer.start()
         try:
             reply = talk.ask()
@@ -157,17 +174,18 @@ class Researcher:
         return reply.text, talk.usd
 
     def propose(self, prompt: Prompt, tried: Collection[str], stopped: threading.Event | None = None,
-                limit_usd: float = math.inf) -> Draft:
+                purse: Purse | None = None) -> Draft:
         """A checked proposal. Raises ProposalError or Unavailable, both with what was billed."""
-        return _Talk(self, prompt, tried, stopped or threading.Event(), limit_usd).draft(REPAIRS)
+        return _Talk(self, prompt, tried, stopped or threading.Event(), purse or Purse()).draft(REPAIRS)
 
     def repair(self, prompt: Prompt, candidate_code: str, log: str, tried: Collection[str] = (),
-               stopped: threading.Event | None = None, limit_usd: float = math.inf) -> Draft:
+               stopped: threading.Event | None = None, purse: Purse | None = None) -> Draft:
         """One call after a candidate crashed. `prompt` is built on the candidate's parent.
 
         The draft holds the whole mended candidate, so that it merges with what was kept meanwhile.
         """
-        talk = _Talk(self, mend_prompt(prompt, candidate_code, log), tried, stopped or threading.Event(), limit_usd)
+        asked = mend_prompt(prompt, candidate_code, log)
+        talk = _Talk(self, asked, tried, stopped or threading.Event(), purse or Purse())
         return replace(talk.draft(repairs=0), base_code=prompt.code)
 
 
@@ -179,7 +197,7 @@ class _Talk:
     prompt: Prompt
     tried: Collection[str]
     stopped: threading.Event
-    limit_usd: float
+    purse: Purse
     usd: float = 0.0
     turns: list[tuple[str, str]] = field(default_factory=list)  # the model's answer, our complaint
 
@@ -258,33 +276,34 @@ class _Talk:
         who = self.who
         if self.stopped.is_set():
             raise Unavailable("stopped before the model was asked", Outage.STOPPED)
-        reply = who.backend.call(self.prompt, self.turns, self._affordable(), self.stopped)
-        usage = {name: _plausible(getattr(reply.usage, name, 0)) for name in _COUNTERS}
-        if not reply.stop_reason or not usage["output_tokens"]:  # broken off: an estimate
-            n_written = math.ceil(reply.n_written / CHARS_A_TOKEN)
-            usage["output_tokens"] = max(usage["output_tokens"], n_written)
-        usd = cost_usd(who.price, usage)
+        reply, usage, usd = self._paid_call()
         self.usd += usd
         if who.calls_path:
-            write_call(who.calls_path, {
-                "when": utc_now(), "model": who.name, "prompt": self.prompt.text(), "turns": self.turns,
-                "answer": reply.text, "stop_reason": reply.stop_reason,
-                "fault": str(reply.fault or ""), "usage": usage, "usd": usd})
+            call = {"when": utc_now(), "model": who.name, "prompt": self.prompt.text(), "turns": self.turns,
+                    "answer": reply.text, "stop_reason": reply.stop_reason, "fault": str(reply.fault or ""),
+                    "usage": usage, "usd": usd}
+            append_line(who.calls_path, clean(json.dumps(call)))
         return reply
 
-    def _affordable(self) -> int:
-        """Output tokens that what is left of the limit pays for in the worst case."""
-        price, most = self.who.price, self.who.backend.max_tokens
+    def _paid_call(self) -> tuple[Reply, dict[str, int], float]:
+        """(reply, its usage, its cost); no longer than the purse pays for in the worst case."""
+        price, purse, most = self.who.price or (0, 0, 0, 0), self.purse, self.who.backend.max_tokens
         most = min(most, BRIEF_TOKENS) if self.prompt.is_brief else most
-        left_usd = self.limit_usd - self.usd
-        if price is None or left_usd == math.inf:
-            return most
         n_chars = len(self.prompt.text()) + sum(len(said) for turn in self.turns for said in turn)
-        left_usd -= math.ceil(n_chars / CHARS_A_TOKEN) * price[2] / 1e6
-        paid = int(left_usd * 1e6 / max(price[1], 1e-9))
-        if paid < min(MIN_TOKENS, most):
-            raise Unavailable("what is left of --max-usd does not pay for one more call", Outage.BUDGET)
-        return min(most, paid)
+        read_usd = math.ceil(n_chars / CHARS_A_TOKEN) * price[2] / 1e6
+        token_usd = max(price[1], 1e-9) / 1e6
+        held_usd = purse.hold(read_usd + min(MIN_TOKENS, most) * token_usd, read_usd + most * token_usd, self.stopped)
+        usd, paid = 0.0, min(most, int((held_usd - read_usd) / token_usd + 1e-3))  # a float may lie just below
+        try:
+            reply = self.who.backend.call(self.prompt, self.turns, paid, self.stopped)
+            usage = {name: _plausible(getattr(reply.usage, name, 0)) for name in _COUNTERS}
+            if not reply.stop_reason or not usage["output_tokens"]:  # broken off: an estimate
+                n_written = math.ceil(reply.n_written / CHARS_A_TOKEN)
+                usage["output_tokens"] = max(usage["output_tokens"], n_written)
+            usd = cost_usd(price, usage)
+        finally:
+            purse.pay(held_usd, usd)
+        return reply, usage, usd
 
 
 def _check_ending(reply: Reply) -> None:

@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 
-from lab.ledger import one_line
+from lab.ledger import STEERED, one_line
 from lab.timeline import Moment
 
 # The page's variables and their colours here, which colour-blind eyes tell apart (Okabe-Ito).
@@ -39,9 +39,9 @@ def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: s
             losses = figure.add_subplot(grid[3])
             losses.set(xlabel="seconds", ylabel="training loss")
             for (name, curve), color in zip(curves.items(), ("discard", "line"), strict=False):
-                rest = curve[len(curve) // 10:]  # it begins far above
-                losses.plot(*zip(*rest, strict=True), color=COLORS[color], label=name)
+                losses.plot(*zip(*curve, strict=True), color=COLORS[color], label=name)
             losses.legend(frameon=False, fontsize=9)
+            losses.patch.set_gid("losses")
         for axes in figure.axes:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.ticklabel_format(axis="y", useOffset=False)
@@ -55,6 +55,9 @@ def draw(moments: Sequence[Moment], sigma: float | None, title: str, subtitle: s
     text = svg.getvalue().decode().replace(' target="_blank"', "")
     for name, color in COLORS.items():
         text = text.replace(color, f"var(--{name})")
+    if curves:  # the page's script draws more of them here
+        limits = " ".join(f"{limit:g}" for limit in (*losses.get_xlim(), *losses.get_ylim()))
+        text = text.replace('id="losses"', f'id="losses" data-limits="{limits}"')
     return png.getvalue(), text[text.index("<svg"):]
 
 
@@ -81,6 +84,10 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
         drawn.set_urls([f"#e{m.row.experiment}" for m in mine])
     if any(m.row.val_bpb is None or m.row.val_bpb > rim for m in moments):
         axes.axhline(rim, color=COLORS["discard"], linewidth=0.8, linestyle=":", label="crashed, or above the scale")
+    steered = [m.place for m in moments if m.row.is_steered]
+    if steered:
+        axes.vlines(steered, 0, 1, COLORS["ink"], transform=axes.get_xaxis_transform(), linewidth=0.8,
+                    linestyle="--", label=STEERED, gid="steered")
     gains = [m for m in moments if m.row.status == "keep" and m.delta is not None]
     for moment in sorted(gains, key=lambda moment: moment.delta)[:MAX_NAMES]:
         place = moment.place, moment.row.val_bpb  # a falling line leaves room down to the left

@@ -310,7 +310,9 @@ def _ask(now: Situation, past: Sequence[Entry], request: str) -> str:
     last = timeline(now.rows)[-1:]
     if last and last[0].after is not None:
         parts.append(f"The incumbent's estimate is {last[0].after:.6f}, from {last[0].n_trials} trials.")
-    n_repeats = sum(row.status is Status.REPEAT and row.budget == now.rows[0].budget for row in now.rows)
+    repeats = Counter(row.split for row in now.rows
+                      if row.status is Status.REPEAT and row.budget == now.rows[0].budget)
+    n_repeats = repeats["val"] or repeats["test"]  # as ledger.sigma has it
     noise = "not measured yet" if now.sigma is None else f"sigma {now.sigma:.6f}, from {n_repeats} repeats"
     parts.append(f"Noise between seeds: {noise}.")
     lacking = ", ".join(sorted({*AREAS} - {entry.area for entry in past})) or "none"

@@ -20,8 +20,8 @@ from lab import confirm, edits, tuner
 from lab.display import Display
 from lab.edits import Flaw, ProposalError
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
-from lab.memory import Memory, directions, read_objects, read_program
-from lab.model import Draft, Outage, Researcher, Unavailable, next_wait_s, rebase
+from lab.memory import Memory, called_usd, directions, read_program
+from lab.model import Draft, Outage, Purse, Researcher, Unavailable, next_wait_s, rebase
 from lab.prompt import LESSONS, Situation, build_prompt
 from lab.session import COMBINED, Candidate, New, Session, Stopped
 from lab.store import Store
@@ -44,12 +44,18 @@ class Asked:
     crash: str = ""           # the reason of the crash that it mends
 
     @property
+    def draft(self) -> Draft | None:
+        """The answer, once a usable one is there."""
+        is_there = self.answer.done() and not self.answer.cancelled() and not self.answer.exception()
+        return self.answer.result() if is_there else None
+
+    @property
     def usd(self) -> float:
         """What it has cost, once it is there."""
-        if not self.answer.done() or self.answer.cancelled():
-            return 0.0
-        error = self.answer.exception()
-        return getattr(error, "usd", 0.0) if error else self.answer.result().proposal.usd
+        if self.draft:
+            return self.draft.proposal.usd
+        is_error = self.answer.done() and not self.answer.cancelled()
+        return getattr(self.answer.exception(), "usd", 0.0) if is_error else 0.0
 
 
 class Proposer:
@@ -62,10 +68,10 @@ class Proposer:
         self.tried = store.fingerprints()
         self.memory = Memory(session.runs, store.earlier_sessions())
         self.program, self.fault = read_program(store.root), ""  # as it could last be read; why it cannot be now
-        prices = [call.get("usd") for call in read_objects(session.runs / "calls.jsonl")]
-        called = sum(usd for usd in prices if isinstance(usd, int | float))
+        called = called_usd(session.runs)
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
+        self.purse = Purse((options.max_usd or math.inf) - self.billed_usd)
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
         self.n_before = len(session.history)
         self.n_unusable = 0                         # answers of this process that could not be tried
@@ -73,7 +79,8 @@ class Proposer:
         self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
         self.asked: tuple[Asked, ...] = ()
         self.waiting_since: float | None = None     # a slot is free, and an answer under way
-        self.apart: deque[tuple[str, str, str]] = deque()  # changes that it may lack: description, before, after
+        # Changes that the incumbent may lack: (description, train.py before, and after)
+        self.apart: deque[tuple[str, str, str]] = deque()
 
     def close(self) -> None:
         self.drafter.shutdown(wait=True, cancel_futures=True)
@@ -88,18 +95,16 @@ class Proposer:
     def spent_usd(self) -> float:
         return self.billed_usd + sum(asked.usd for asked in self.asked)
 
-    def started(self, candidate: Candidate) -> None:
-        """Remember what the model said of an idea whose trial has started."""
+    def judged(self, before: Session, candidate: Candidate, status: Status, val_bpb: float | None) -> None:
+        """Remember what the model said of the idea, and a change that is worth a trial with the incumbent.
+
+        Something else may have been kept while this one ran. Where this one was kept as well, that other change is
+        added to it; where it beat its own parent alone, it is added to that other one.
+        """
         step = candidate.step
         if step.kind or step.area:
             self.memory.add_idea(experiment=candidate.number, kind=step.kind, area=step.area,
                                  reasoning=step.proposal.reasoning[:2000])
-
-    def judged(self, before: Session, candidate: Candidate, status: Status, val_bpb: float | None) -> None:
-        """Remember a change that is worth a trial with the incumbent, since something else was kept while this one ran.
-
-        It is that other change where this one was kept as well, or this one where it beat its own parent.
-        """
         rival = before.incumbent
         if rival is None or candidate.is_repeat or candidate.parent == rival.commit:
             return
@@ -135,12 +140,15 @@ class Proposer:
         while self.apart:
             description, before, after = self.apart.popleft()
             words = f"the incumbent with: {description}"
+            merged = edits.merge(before, after, session.code)
             try:
-                merged = edits.merge(before, after, session.code) or ""
+                if merged is None:
+                    raise ProposalError("The two were kept side by side and do not merge by themselves: write both "
+                                        "into one.", Flaw.CONFLICT)
                 edits.check(merged, self.tried)
-            except ProposalError:
-                reason = "the two were kept side by side and do not merge by themselves: write both into one"
-                self.memory.add_idea(rows=len(session.rows), description=words, reason=reason)
+            except ProposalError as error:
+                if error.kind is not Flaw.TRIED:
+                    self.memory.add_idea(rows=len(session.rows), description=words, reason=str(error))
                 continue
             self.tried.add(edits.fingerprint(merged))
             return New(Proposal(words, merged, COMBINED))
@@ -234,6 +242,7 @@ class Proposer:
         """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
         while len(self.asked) < n and session.incumbent and self._may_ask():
             known = [c.proposal for c in in_flight if not c.is_repeat]
+            known += [asked.draft.proposal for asked in self.asked if asked.draft]
             now = self.memory.situation(session, known, self._program())
             self._submit(replace(now, n_writing=sum(not asked.answer.done() for asked in self.asked)))
 
@@ -248,13 +257,12 @@ class Proposer:
     def _submit(self, now: Situation, crash: str = "", *crashed: str) -> None:
         """Ask for a proposal, or for the mend of a crash with this train.py and log."""
         ask = self.researcher.repair if crashed else self.researcher.propose
-        tried, limit_usd = frozenset(self.tried), self.options.max_usd or math.inf
-        does = "mends a crash" if crashed else "drafts the next proposal"
+        tried, does = frozenset(self.tried), "mends a crash" if crashed else "drafts the next proposal"
 
         def answer() -> Draft:
             self.display.show_researcher(f"{self.researcher.name} {does}")
             try:
-                return ask(build_prompt(now), *crashed, tried, self.stopped, limit_usd - self.spent_usd())
+                return ask(build_prompt(now), *crashed, tried, self.stopped, self.purse)
             finally:
                 if sum(not asked.answer.done() for asked in self.asked) <= 1:  # this one is the last
                     self.display.show_researcher("")
@@ -265,12 +273,12 @@ class Proposer:
         """What the model says was learnt, kept for the next session on this data; no line where it is out."""
         if len(session.history) - self.n_before < LEAST_IDEAS or not self._may_ask() or skipped.is_set():
             return []
-        name, left_usd = self.researcher.name, (self.options.max_usd or math.inf) - self.spent_usd()
+        name = self.researcher.name
         self.display.say(f"{name} writes down what was learnt, {LESSONS_S} s at most; Ctrl-C skips it")
         self.display.show_researcher(f"{name} writes down what was learnt")
         asked = build_prompt(self.memory.situation(session, (), self._program()), LESSONS)
         try:
-            text, usd = self.researcher.write(asked, skipped, LESSONS_S, left_usd)
+            text, usd = self.researcher.write(asked, skipped, LESSONS_S, self.purse)
         except (ProposalError, Unavailable) as error:
             self.billed_usd += error.usd
             return [f"no lessons: {one_line(str(error), 160)}"]

@@ -27,7 +27,7 @@ import numpy as np
 
 from lab import baseline, exam, machine, profiler, sandbox
 from lab.baseline import Baseline
-from lab.child import CACHE_LIMITS, Child, ContractBroken, child_of, remove, stood_still, tell
+from lab.child import MOST_OF_DISK, Child, ContractBroken, child_of, disk_left, remove, stood_still, tell
 from lab.corpus import Data
 from lab.ledger import Ending
 from lab.scoring import Scorer, bits_per_byte
@@ -42,6 +42,7 @@ COPY_BYTES_A_S = 1e9                 # at which a file is written into untouched
 FILE_PART = 4                        # a file may fill a fourth of the free memory
 MAX_PULL_ROWS = 1 << 16
 CARD_EVERY_S = 1.0                   # how often a GPU is looked at
+MODEL = "candidate.safetensors"      # what a witnessed trial learnt, until the next one starts
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,11 @@ class Training:
         if self.clock_at is None:  # it pulled no batch, but its start-up has an end
             self.start_clock(self.file_at)
         facts = os.fstat(file_fd)
-        written = facts.st_blocks * 512 if hasattr(os, "memfd_create") else facts.st_size
+        written = min(facts.st_size, facts.st_blocks * 512) if hasattr(os, "memfd_create") else facts.st_size
         if not 0 < n_bytes <= written:
             raise ContractBroken(f"its file of {n_bytes} bytes is larger than the {written} that it wrote")
+        if n_bytes > min(MOST_OF_DISK[0], disk_left()[0] / 2):
+            raise ContractBroken(f"its file of {n_bytes} bytes is too large to be kept on this disk")
 
 
 @dataclass(frozen=True)
@@ -184,18 +187,15 @@ def run(spec: dict) -> dict:
     known = baseline.read(folder)
     share = spec["cores"] / os.cpu_count()  # of the machine, where several trials run at once
     file_fd = sealable_memory("model", int(machine.memory()[0] * share) // FILE_PART)
+    cache_note = baseline.fill_cache(spec, data) if spec["is_baseline"] else ""
     trial = measure(spec, data, known, file_fd)
     broken, words, val_bpb, witnessed = trial.child.broken, trial.child.words(), None, False
-    notes = [trial.training.note, trial.child.note]
+    notes = [cache_note, trial.training.note, trial.child.note]
     is_last = spec["last_try"]
     if probe_s and not broken and (busy := machine.verdict(work, trial.training.lost, probe_s, is_last)):
         notes.append(busy if is_last else "")
         broken = None if is_last else ContractBroken(busy, Ending.BUSY)
     if not broken:
-        cache, fresh = folder / "cache", folder / "cache.new"  # which every later trial starts from
-        if spec["is_baseline"] and not cache.exists():
-            notes.append(sandbox.copy_plain(work / "trial" / "cache", fresh, *CACHE_LIMITS))
-            os.replace(fresh, cache)  # whole or not at all, whenever this process dies
         rows = data.split(spec["split"])[: data.eval_rows[spec["split"]]]
         n_bytes = data.token_bytes()[rows[:, 1:].astype(np.int64)]
         val_bpb = bits_per_byte(trial.losses, n_bytes)
@@ -230,7 +230,7 @@ def measure(spec: dict, data: Data, known: Baseline | None, file_fd: int) -> Mea
         tell("score", None)
         losses, dtype = scorer.ask_all(
             child, np.arange(len(scorer.rows)), scorer.rows[:, :-1], training.rows_an_ask,
-            training.row_s(), limits.first_s, limits.score_s + spec["budget"])
+            training.row_s(), limits.first_s, LATE_MOST * spec["budget"], limits.score_s + spec["budget"])
     return Measured(training, child, losses, dtype)
 
 
@@ -246,13 +246,13 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
     fits = known and spec["split"] == "val" and known.losses.shape == losses.shape
     cuts = exam.draw_cuts(losses, known.losses if fits else None, counts, rng)
     scorer = Scorer(data, spec["split"], spec["device"])
-    inputs = exam.questions(scorer.rows, cuts, data.vocab_size, rng)
+    inputs = exam.questions(scorer.rows, data.split("train"), cuts, data.vocab_size, rng)
     copy_fd = sealed_copy(file_fd, training.file_bytes)
     with child_of(spec, data, copy_fd, training.file_bytes) as child:
         wait_for_load(child, WITNESS_FACTOR * training.start_s() + START_SLACK_S)
         witnessed, dtype = scorer.ask_all(
             child, rng.permutation(len(losses)), inputs, training.rows_an_ask,
-            training.row_s(), limits.first_s, limits.score_s + spec["budget"])
+            training.row_s(), limits.first_s, LATE_MOST * spec["budget"], limits.score_s + spec["budget"])
     if broken := child.broken:
         why = f"its train.py does not run with a stream that is already over: {broken}"
         is_busy = broken.ending is Ending.BUSY
@@ -263,7 +263,10 @@ def ask_witness(spec: dict, data: Data, known: Baseline | None, file_fd: int, tr
         ending, why = exam.verdict(losses, witnessed, cuts, spec["device"])
     if ending is not Ending.SCORED:
         return ContractBroken(why, ending), words
-    keep(spec, copy_fd, trial)
+    with mapped(copy_fd, training.file_bytes) as content:
+        (Path(spec["work"]) / MODEL).write_bytes(content)
+    if spec["is_baseline"]:
+        baseline.write(Path(spec["folder"]), Baseline(training.start_s(), training.file_bytes, losses))
     return None, words
 
 
@@ -275,15 +278,6 @@ def wait_for_load(child: Child, limit_s: float) -> None:
         operation, count = child.request(deadline, why)
         if operation not in (PARAMS, ROWS, FILE):
             raise ContractBroken(f"protocol: request {operation!r} {count} of a witness")
-
-
-def keep(spec: dict, copy_fd: int, trial: Measured) -> None:
-    """Leave the model's file, and a baseline's losses, where they outlive the trial."""
-    with mapped(copy_fd, trial.training.file_bytes) as content:
-        (Path(spec["work"]) / "candidate.safetensors").write_bytes(content)
-    if spec["is_baseline"]:
-        measured = Baseline(trial.training.start_s(), trial.training.file_bytes, trial.losses)
-        baseline.write(Path(spec["folder"]), measured)
 
 
 def profile(spec: dict, data: Data, training: Training) -> str:
@@ -316,6 +310,7 @@ def fields_of(spec: dict, data: Data, trial: Measured) -> dict:
         "data": data.hash[:8], "sandbox": sandbox.level(), "tokens_m": training.tokens_m,
         "params_m": training.params_m, "memory_gb": trial.child.memory_gb,
         "train_seconds": phases["train"], "total_seconds": now - training.started_at,
+        "n_batches": max(0, len(training.pulled_at) - 1), "versions": machine.versions(spec["device"]),
         "phases": {part: round(seconds, 3) for part, seconds in phases.items()}}
 
 
@@ -323,14 +318,16 @@ def facts_of(fields: dict, training: Training, data: Data) -> str:
     """Where time and memory went, and what is left of them: two lines for the researcher."""
     import torch
 
-    phases, n_batches = fields["phases"], max(1, len(training.pulled_at) - 1)
+    phases, n_batches = fields["phases"], max(1, fields["n_batches"])
     limit_s = training.spec["limits"]["score_s"] + training.budget_s
     on_gpu = training.spec["device"] == "cuda"
     n_bytes = torch.cuda.get_device_properties(0).total_memory if on_gpu else machine.memory()[1]
+    free_s = training.free_start_s
+    free = "all of it is free" if free_s == math.inf else f"{free_s:.0f} s are free"
     return (f"{n_batches} batches of {1000 * phases['train'] / n_batches:.1f} ms, "
             f"{fields['memory_gb']:.2f} of {n_bytes / 1e9:.0f} GB\n"
             f"{training.n_rows / len(data.split('train')):.2f} passes over the data; start {phases['start']:.1f} s, "
-            f"{training.free_start_s:.0f} s are free; score {phases['score']:.1f} s, {limit_s:.0f} s are allowed\n")
+            f"{free}; score {phases['score']:.1f} s, {limit_s:.0f} s are allowed\n")
 
 
 def main() -> None:

@@ -18,26 +18,29 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lab import confirm, display, ledger, memory, picture, runner, terminal
-from lab.ledger import Experiment, Row, SetupError, Status, one_line
+from lab import archive, confirm, display, ledger, memory, picture, runner, terminal
+from lab.archive import Archive
+from lab.ledger import Experiment, Row, Status, one_line
 from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
 MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
-WHOLE = -1                   # key of the diff from the baseline to the incumbent
+MAX_DETAILS = 200            # experiments that the page has more of than their rows: texts, losses, batches
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
     """Print the text and write progress.png and report.html, from the rows alone, also while the loop runs."""
     tag = options.tag or terminal.current_tag()
-    rows, runs, program = rows_of(root, tag), root / "runs" / tag, root / "program.md"
-    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    rows, runs = archive.rows_of(root, tag), root / "runs" / tag if tag else None
     if options.json:
         print(json.dumps(as_json(rows, runs)))
     elif not options.quiet:
         print(summary(rows, runs))
-    write(root, rows, text, diffs_of(root, tag), runs)  # takes seconds
+    numbers = [e.number for e in in_detail(ledger.experiments(rows))]
+    write(root, rows, archive.read(root, tag, numbers), runs)  # takes seconds
+    if not (options.json or options.quiet):
+        print(f"\nwrote report.html and progress.png in {root}")
     return 0
 
 
@@ -45,21 +48,6 @@ def in_background(root: Path) -> subprocess.Popen:
     """Write both files in a process of its own: it slows nothing, and leaves no memory behind."""
     return subprocess.Popen([sys.executable, str(root / "agent.py"), "report", "--quiet"], stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def rows_of(root: Path, tag: str) -> list[Row]:
-    """The rows of results.tsv, or of a session that is not checked out. Raises SetupError where there is neither."""
-    heads = _git(root, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/autoresearch").split()
-    try:
-        if tag in heads and tag != terminal.current_tag():
-            return ledger.parse(_git(root, "show", f"refs/heads/autoresearch/{tag}:results.tsv").encode())
-        rows = ledger.read(root / "results.tsv") if tag in ("", *heads) else []
-    except ValueError as error:
-        raise SetupError(f"{error}: restore the line with git, or remove it") from None
-    if not rows and tag not in heads:
-        known = f"choose by --tag {' or '.join(heads[-5:])}" if heads else "run python agent.py first"
-        raise SetupError(f"there is no session {tag}: {known}" if tag else f"no session is checked out: {known}")
-    return rows
 
 
 def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
@@ -86,8 +74,11 @@ def ends(rows: Sequence[Row]) -> dict[str, Experiment | None]:
     return {"baseline": history[0] if best else None, "incumbent": best}
 
 
-def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
-    """(gain, its standard error, seeds a side) on the test split; None before both sides have two."""
+def confirmed(rows: Sequence[Row]) -> tuple[float, float | None, int] | None:
+    """(gain, its standard error, seeds a side) on the test split; None before both sides have two.
+
+    A train.py that pins its own seed repeats one value, which counts once; of two such no error is known.
+    """
     baseline, best = ends(rows).values()
     if baseline is best:
         return None
@@ -95,7 +86,9 @@ def confirmed(rows: Sequence[Row]) -> tuple[float, float, int] | None:
     n = min(map(len, sides))
     if n < 2:
         return None
-    error = math.sqrt(sum(statistics.variance(side) / len(side) for side in sides))
+    draws = [list(set(side)) for side in sides]
+    noise = ledger.pooled_deviation(draws)
+    error = None if noise is None else noise * math.sqrt(sum(1 / len(draw) for draw in draws))
     return statistics.fmean(sides[0]) - statistics.fmean(sides[1]), error, n
 
 
@@ -105,10 +98,14 @@ def headline(rows: Sequence[Row]) -> str:
     if best is None:
         return "Nothing is measured yet."
     if best is baseline:
-        return "No experiment was kept: the baseline stands."
+        returned = any(row.status is Status.KEEP and row.experiment != best.number for row in rows)
+        return "The baseline stands." if returned else "No experiment was kept: the baseline stands."
     if result := confirmed(rows):
         gain, error, n = result
-        figure = f"{gain:.6f} ± {error:.6f} bits per byte ({n} fresh seeds each, test split)"
+        seeds = f"bits per byte ({n} fresh seeds each, test split)"
+        if error is None:
+            return f"Not confirmed: {gain:.6f} {seeds}, but both pin their own seed: the error is not known."
+        figure = f"{gain:.6f} ± {error:.6f} {seeds}"
         if gain > 2 * error:
             return f"Confirmed gain {figure}."
         is_worse = gain < -2 * error
@@ -123,17 +120,18 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
     """The morning as one object for other programs; text and page are made of it.
 
     headline     the sentence
-    confirmed    [gain, its standard error, seeds a side] on the test split, or null
+    confirmed    [gain, its standard error or null, seeds a side] on the test split, or null
     baseline     {experiment, commit, val_bpb (mean of its trials), trials, description}, or null
     incumbent    the same
     noise        standard deviation of one trial in bits per byte; null before anything was measured twice
     experiments  {verdict: rows}, and the repeats, busy trials and changes left out again
     failures     {cause: crashes}, the ten most frequent
-    money        {source: {tries, keeps, best val_bpb, usd}}
+    money        {source: {tries, keeps, best val_bpb, usd}}, one of them "calls without a row" where they cost a cent
     areas        {area that the model named: the same}
     minutes      {training, trials}: of training, and of whole trials
     slots        {slot: how busy it was}, where there were several
     session      {device, data, sandbox, budget}
+    versions     {python, torch, driver of a GPU} that the baseline ran with; {} where runs/TAG is gone
     rows         every row of results.tsv under the names of its columns
     """
     history = ledger.experiments(rows)
@@ -152,13 +150,14 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
         "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
                                for row in rows),
         "failures": dict(causes.most_common(10)),
-        "money": _grouped(history, sources),
+        "money": _grouped(history, sources) | _without_row(rows, runs),
         "areas": _grouped(history[1:], areas),
         "minutes": {"training": round(sum(row.train_seconds for row in rows) / 60, 1),
                     "trials": round(sum(row.total_seconds for row in rows) / 60, 1)},
         "slots": slot_shares(rows),
         "session": {name: ", ".join(sorted({str(getattr(row, name)) for row in rows}))
                     for name in ("device", "data", "sandbox", "budget")},
+        "versions": memory.facts(runs, history[0].own).get("versions", {}) if history else {},
         "rows": [asdict(row) for row in rows],
     }
 
@@ -174,13 +173,39 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
                    "usd": sum(e.own.usd for e in mine)} for name, mine in sorted(groups.items())}
 
 
+def _without_row(rows: Sequence[Row], runs: Path | None) -> dict[str, dict]:
+    """What the model was paid for beside the rows: lessons, answers that could not be tried, one that will be."""
+    usd = memory.called_usd(runs) - sum(row.usd for row in rows) if runs else 0.0
+    return {"calls without a row": {"tries": 0, "keeps": 0, "best": None, "usd": usd}} if usd >= 0.01 else {}
+
+
+def in_detail(history: Sequence[Experiment]) -> list[Experiment]:
+    """Those that the page has more of than their rows: the baseline, what was kept, then the newest."""
+    order = sorted(history, key=lambda e: (e.number == 0, e.status is Status.KEEP, e.number), reverse=True)
+    return order[:MAX_DETAILS]
+
+
+def details(history: Sequence[Experiment], held: Archive, runs: Path | None) -> dict[str, object]:
+    """What the page's script draws and compares; a train.py is a list of places among all lines."""
+    places: dict[str, int] = {}
+    codes = {number: [places.setdefault(line, len(places)) for line in code.split("\n")]
+             for number, code in held.codes.items()}
+    losses = {e.number: curve(e, runs) for e in in_detail(history)}
+    return {"tag": held.tag, "lines": list(places), "codes": codes, "curves": losses}
+
+
+def curve(experiment: Experiment, runs: Path | None) -> list[tuple[float, float]]:
+    """(second, loss) of its own trial, as far as its log is there, without the first tenth, which is far above."""
+    own = experiment.own
+    losses = display.curve(runner.read_log(runs, own.experiment, own.seed)) if runs else {}
+    points = [(percent / 100 * own.budget, loss) for percent, loss in losses.items()]
+    return points[len(points) // 10:]
+
+
 def curves(rows: Sequence[Row], runs: Path | None) -> dict[str, list[tuple[float, float]]]:
-    """(second, loss) of baseline and incumbent, as far as their logs are there."""
-    known = {name: e for name, e in ends(rows).items() if e and runs}
-    logs = {name: runner.read_log(runs, e.number, e.own.seed) for name, e in known.items()}
-    found = {name: display.curve(log) for name, log in logs.items()}
-    return {name: [(percent / 100 * rows[0].budget, loss) for percent, loss in curve.items()]
-            for name, curve in found.items() if curve}
+    """Those of baseline and incumbent that are there."""
+    found = {name: curve(e, runs) for name, e in ends(rows).items() if e}
+    return {name: points for name, points in found.items() if points}
 
 
 def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
@@ -251,7 +276,8 @@ def longer(rows: Sequence[Row]) -> list[str]:
     for budget_s in sorted({row.budget for row in best.rows} - {own_s}):
         sides = [e.values("test", budget_s) for e in (baseline, best)]
         if not all(sides):
-            return [f"At {budget_s:g} s one of the two has no number."]
+            lines.append(f"At {budget_s:g} s one of the two has no number.")
+            continue
         n, gain = min(map(len, sides)), statistics.fmean(sides[0]) - statistics.fmean(sides[1])
         error = noise * math.sqrt(2 / n)
         order = "the order stays" if gain * before > 0 else "the order turns"
@@ -262,28 +288,11 @@ def longer(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def diffs_of(root: Path, tag: str) -> dict[int, str]:
-    """Why and how each experiment changed train.py, by number, and all that was kept under WHOLE."""
-    refs, diffs = f"refs/autoresearch/{tag}", {}
-    plain = "--no-color", "--no-ext-diff", "--", "train.py"
-    log = _git(root, "log", "--no-walk", f"--glob={refs}/", "-p", "--format=%x00%S%n%b", *plain)
-    for part in log.split("\0")[1:]:  # neither a message nor the diff of a text holds a NUL
-        ref, _, text = part.partition("\n")
-        diffs[int(ref.rpartition("/")[2])] = text
-    return diffs | {WHOLE: _git(root, "diff", f"{refs}/0", f"refs/heads/autoresearch/{tag}", *plain)}
-
-
-def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, encoding="utf-8", errors="replace").stdout
-
-
-def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, str],
-          runs: Path | None = None) -> None:
-    """Write progress.png and report.html; diffs as diffs_of() gives them."""
-    title = one_line(f"autoresearch/{runs.name}" if runs else "autoresearch", 80)
+def write(folder: Path, rows: Sequence[Row], held: Archive, runs: Path | None = None) -> None:
+    """Write progress.png and report.html."""
     noise = ledger.sigma(ledger.experiments(rows))
-    png, svg = picture.draw(timeline(rows), noise, title, headline(rows), curves(rows, runs))
-    text = page(rows, title, diffs, program, runs, svg)
+    png, svg = picture.draw(timeline(rows), noise, title(held.tag), headline(rows), curves(rows, runs))
+    text = page(rows, held, runs, svg)
     place = runs if runs and runs.is_dir() else folder
     with TemporaryDirectory(dir=place, prefix=".report") as spare:  # two processes may write at a time
         for name, data in (("report.html", text.encode("utf-8", "replace")), ("progress.png", png)):
@@ -291,8 +300,11 @@ def write(folder: Path, rows: Sequence[Row], program: str, diffs: Mapping[int, s
             Path(spare, name).replace(folder / name)
 
 
-def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str,
-         runs: Path | None = None, svg: str = "") -> str:
+def title(tag: str) -> str:
+    return one_line(f"autoresearch/{tag}".rstrip("/"), 80)
+
+
+def page(rows: Sequence[Row], held: Archive, runs: Path | None = None, svg: str = "") -> str:
     """The whole page. The template escapes every value but the drawing."""
     from jinja2 import Template
     from markupsafe import Markup
@@ -301,7 +313,7 @@ def page(rows: Sequence[Row], title: str, diffs: Mapping[int, str], program: str
     history = ledger.experiments(rows)
     own = {moment.row.experiment: moment for moment in timeline(rows) if moment.is_own}
     return template.render(
-        title=title, told=as_json(rows, runs), svg=Markup(svg), program=program, history=history, own=own,
-        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows),
-        lessons=memory.read_lessons(runs), diffs=diffs, whole=diffs.get(WHOLE, ""),
+        title=title(held.tag), held=held, told=as_json(rows, runs), svg=Markup(svg), history=history, own=own,
+        keeps=keeps(rows), left_out=left_out(rows), longer=longer(rows), lessons=memory.read_lessons(runs),
+        facts={e.number: memory.facts(runs, e.own) for e in in_detail(history)}, details=details(history, held, runs),
         limit=min(MAX_DIFF_CHARS, MAX_DIFFS_CHARS // (len(history) + 1)), line=one_line, words=words)

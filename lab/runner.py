@@ -23,7 +23,7 @@ from lab.commandline import positive, within
 from lab.corpus import Data, default_data, held_out, open_data
 from lab.display import progress_bar
 from lab.ledger import Ending, SetupError, Trial, one_line
-from lab.referee import DEFAULT_LIMITS, START_SLACK_S, WITNESS_FACTOR, TrialLimits
+from lab.referee import DEFAULT_LIMITS, MODEL, START_SLACK_S, WITNESS_FACTOR, TrialLimits
 from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
@@ -66,6 +66,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     """
     work = slot.folder(folder)
     work.mkdir(parents=True, exist_ok=True)
+    (work / MODEL).unlink(missing_ok=True)  # of a trial before that was not kept
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
         "folder": str(folder), "work": str(work), "device": default_device(),
@@ -155,7 +156,7 @@ def by_hand(path: Path) -> int:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
     for name, value in asdict(trial).items():
-        if name not in ("log", "late_log", "phases", "profile"):
+        if name not in ("log", "late_log", "phases", "profile", "versions"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
 
@@ -186,7 +187,7 @@ def keep_model(runs: Path, slot: Slot) -> None:
 
     A kill between its row and this leaves the file of the keep before.
     """
-    learnt = slot.folder(runs) / "candidate.safetensors"
+    learnt = slot.folder(runs) / MODEL
     if learnt.exists():
         os.replace(learnt, runs / "model.safetensors")
 

@@ -61,10 +61,11 @@ class Scorer:
         return max(1, min(doubled, len(self.rows) // LEAST_ASKS, fit))
 
     def ask_all(self, child: Child, order: np.ndarray, inputs: np.ndarray, wanted_rows: int,
-                row_s: float, first_s: float, limit_s: float) -> tuple[np.ndarray, str]:
+                row_s: float, first_s: float, slowest_s: float, limit_s: float) -> tuple[np.ndarray, str]:
         """(losses (N, T), type of the logits) of `inputs` (N, T), each row asked for in this order.
 
-        row_s: what a row of training took; first_s: for each of the first answers. Raises ContractBroken.
+        row_s: what a row of training took; first_s: for each of the first answers; slowest_s: for any answer of a
+        process that is slow each time; limit_s: for all. Raises ContractBroken.
         """
         import torch
 
@@ -77,7 +78,7 @@ class Scorer:
             slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(LOGIT_SLOTS)
             asked_at = questions.send(0)
             for number, rows in enumerate([asks[0], *asks]):  # as many at the rehearsal
-                limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s)
+                limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s, slowest_s)
                 dtype = answer_type(child, min(questions.deadline, asked_at + limit_s), dtype)
                 waits_s.append(time.monotonic() - asked_at)
                 kind = getattr(torch, dtype)
@@ -92,7 +93,7 @@ class Scorer:
                 if not self.on_gpu:
                     asked_at = questions.send(number + 1)
             del logits, slots
-        check_waits(waits_s, len(asks[0]) * row_s)
+        check_waits(waits_s, slow_s(waits_s, len(asks[0]) * row_s, slowest_s))
         return losses, dtype
 
 
@@ -124,17 +125,18 @@ def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:
     return [order[np.arange(at, at + rows_an_ask) % len(order)] for at in starts]
 
 
-def slow_s(waits_s: list[float], trained_s: float) -> float:
+def slow_s(waits_s: list[float], trained_s: float, most_s: float) -> float:
     """Seconds that an answer may take, by what the others took and what training on its rows took.
 
-    The others alone are no measure: a process that is slow each time would have time to train in the first.
+    The others alone are no measure: a process that is slow each time would have time to train in the first. Nor is
+    training: one that pulls few rows seems to train slowly.
     """
-    return max(SLOW_S, min(SLOW_MEDIANS * statistics.median(waits_s), SLOW_TRAINED * trained_s))
+    return max(SLOW_S, min(SLOW_MEDIANS * statistics.median(waits_s), SLOW_TRAINED * trained_s, most_s))
 
 
-def check_waits(waits_s: list[float], trained_s: float) -> None:
+def check_waits(waits_s: list[float], limit_s: float) -> None:
     """Raise ContractBroken where an answer, one of the first maybe, took too long."""
-    slowest_s, limit_s = max(waits_s), slow_s(waits_s, trained_s)
+    slowest_s = max(waits_s)
     if slowest_s > limit_s:
         raise ContractBroken(f"slow to answer: {slowest_s:.1f} s, where {limit_s:.1f} s are allowed: "
                              "nothing may train there")

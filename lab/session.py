@@ -4,7 +4,7 @@ Everything but program.md and the money follows from the rows, so a restart sees
 module also turns a step into a saved candidate, and a trial into a row. It decides nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,11 +91,12 @@ class Session:
     def experiment(self, number: int) -> Experiment | None:
         return next((e for e in reversed(self.history) if e.number == number), None)
 
-    def busy(self, in_flight: Sequence[Candidate]) -> Row | None:
+    def busy(self, in_flight: Sequence[Candidate], splits: Collection[str] = ("val", "test")) -> Row | None:
         """The oldest trial that did not have its machine and has not run again."""
         running = {candidate.number for candidate in in_flight}
         last = (e.rows[-1] for e in self.history if e.number not in running)
-        return next((row for row in last if row.status is Status.BUSY and row.budget == self.budget_s), None)
+        waiting = (row for row in last if row.status is Status.BUSY and row.split in splits)
+        return next((row for row in waiting if row.budget == self.budget_s), None)
 
     def n_busy(self, number: int) -> int:
         """How many of the experiment's last trials in a row did not have their machine."""

@@ -217,10 +217,15 @@ class Store:
 
     def rows(self) -> list[Row]:
         """The session's rows as `recover` will leave them."""
+        data = b"" if self.new else self._rows()
         try:
-            return [] if self.new else ledger.parse(self._rows())
+            rows = ledger.parse(data)
         except ValueError as error:
             raise SetupError(f"{error}: mend that line, or run `rm -f {self.copy}`") from None
+        if data and data.split(b"\n")[0].strip() != ledger.HEADER.encode().strip():
+            raise SetupError(f"the rows of session {self.tag} have other columns than this program writes: start "
+                             f"another session with --tag {self.tag}-2")
+        return rows
 
     def train_code(self) -> str:
         """train.py in the work tree, byte for byte; HEAD's where it was deleted or emptied."""

@@ -17,6 +17,7 @@ from model_server import ModelServer
 
 from agent import Turn, next_step
 from lab import confirm, ledger, opening, report
+from lab.archive import Archive
 from lab.ledger import Proposal, Row, Status, experiments
 from lab.session import Again, Candidate, New, Session, Stopped
 from lab.turns import confirm_length, trial_s
@@ -27,7 +28,8 @@ KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
 import os, re, sys
-from lab import runner
+import numpy as np
+from lab import baseline, runner
 from lab.ledger import Trial
 
 def run(code, *, data, seed, budget_s, folder, split, **more):
@@ -35,6 +37,8 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     lucky = 0.01 * ("SEED + 1" in code and split == "val")
     value = 3 - rate / 100 - lucky + 0.001 * (seed % 3) * (split == "test")
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
+    if more["is_baseline"]:
+        baseline.write(folder, baseline.Baseline(1.0, 1, np.zeros(1)))
     return Trial(value, "", seed, split, budget_s, f"cpu x{os.cpu_count()}", data.hash[:8], "full", witnessed=True)
 
 runner.run = run
@@ -87,7 +91,7 @@ def test_ranking_has_the_hand_computed_figures():
     assert re.search(r"\n +1 \+0\.090000 ± 0\.008165 +idea 1\n +2 -0\.010000 ± 0\.008165 +idea 2\n", text)
     assert text.endswith("Within noise, candidates for removal: #2.")
     assert "experiments: keep 3, repeat 3, leave-one-out 7" in text and "leave-one-out tries" not in text
-    assert all(line in report.page(rows, "t", {}, "") for line in report.left_out(rows))
+    assert all(line in report.page(rows, Archive()) for line in report.left_out(rows))
 
 
 def test_one_seed_has_no_noise_and_a_crash_no_worth():
@@ -122,6 +126,14 @@ def test_two_slots_leave_no_removal_behind():
     assert confirm.next_measurement(session, (), {2: 3}, {1: idea}) == Again(3, "test")
     with pytest.raises(Stopped):
         confirm.next_measurement(session, (), {2: 3}, {})
+
+
+def test_what_was_busy_on_the_validation_split_waits_for_the_next_research():
+    """It could become the incumbent while the one of now is confirmed."""
+    rows = [*SESSION[:3], row(3, None, "val", "busy"), row(2, None, status="busy")]
+    session = Session("t", Path("runs"), 300.0, {}, tuple(rows), tuple(experiments(rows)))
+    assert confirm.next_measurement(session, (), {2: 3}, {}) == Again(2, "test")
+    assert next_step(session, (), 0.3) == Again(2, "test")
 
 
 LONGER = [row(0, 2.2, budget=900.0), row(2, 2.1, budget=900.0)]
@@ -178,9 +190,13 @@ def test_longer_says_whether_order_and_size_of_the_gain_stay():
     assert second.startswith("At 3 times") and "0.100000 ± 0.022361, 50% of the 0.200000" in second
     close = [row(0, 2.2, budget=900.0), row(2, 2.19, budget=900.0)]
     assert report.longer([*known, *close])[0].endswith("within the noise of so few seeds.")
-    assert report.longer([*known, LONGER[1]]) == ["At 900 s one of the two has no number."]
+    without = "At 900 s one of the two has no number."
+    assert report.longer([*known, LONGER[1]]) == [without]
+    twice = [row(n, value, budget=s) for s in (600.0, 1200.0) for n, value in ((0, 2.3), (2, 2.2))]
+    lines = report.longer([*known, LONGER[1], *twice])
+    assert [line[:10] for line in lines] == ["At 2 times", "At 900 s o", "At 4 times"] and lines[1] == without
     assert report.longer(known) == [] == report.longer(known[:1])
-    assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], "t", {}, "")
+    assert second in report.summary([*known, *LONGER]) and second in report.page([*known, *LONGER], Archive())
 
 
 def test_longer_is_refused_past_two_passes_over_the_data_and_without_a_keep(corpus):

@@ -13,6 +13,7 @@ from lab import exam, scoring
 from lab.ledger import Ending
 
 ROWS = text(256).numpy()
+OTHERS = np.random.default_rng(1).permutation(text(256).numpy())  # training rows, as far as the exam knows
 N_ROWS, N_PLACES = 1024, 256   # of the simulated exams: the CPU profile's
 BYTES_A_TOKEN = 2.9            # of builtin's held-out text at a vocabulary of 2048
 
@@ -41,7 +42,7 @@ def sit(model, seed: int = 0, rows_an_ask: int = 8, baseline: np.ndarray | None 
     rng = np.random.default_rng(seed)
     trial = losses(model, ROWS[:, :-1], np.arange(len(ROWS)), rows_an_ask)
     cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
-    asked = exam.questions(ROWS, cuts, V, rng)
+    asked = exam.questions(ROWS, OTHERS, cuts, V, rng)
     witness = losses(model, asked, rng.permutation(len(ROWS)), rows_an_ask)
     return exam.verdict(trial, witness, cuts, "cpu")
 
@@ -96,7 +97,7 @@ def test_no_exam_of_many_accuses_one_honest_model(n_exams):
     for seed in range(n_exams):  # each asks it anew, in another order
         rng = np.random.default_rng(seed)
         cuts = exam.draw_cuts(trial, baseline, np.ones(trial.shape, bool), rng)
-        asked = exam.questions(ROWS, cuts, V, rng)
+        asked = exam.questions(ROWS, OTHERS, cuts, V, rng)
         witness = losses(model, asked, rng.permutation(len(ROWS)), 64)
         assert exam.verdict(trial, witness, cuts, "cpu") == (Ending.SCORED, "")
 
@@ -109,7 +110,7 @@ def test_each_row_is_its_own_up_to_its_cut_and_foreign_from_there():
         rng = np.random.default_rng(seed)
         cuts = rng.integers(1, T + 1, len(ROWS))
         cuts[0] = T  # a whole row
-        asked = exam.questions(ROWS, cuts, V, rng)
+        asked = exam.questions(ROWS, OTHERS, cuts, V, rng)
         before = np.arange(T) < cuts[:, None]
         assert (asked[before] == ROWS[:, :-1][before]).all()
         cut = np.flatnonzero(cuts < T)

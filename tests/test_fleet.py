@@ -247,7 +247,8 @@ def test_a_cluster_that_loses_and_wins_a_node_loses_no_row(root, cluster, argume
     for n_gpus in (2, 4):  # two nodes at once on one machine may take each other's ports
         cluster.join()
         cluster.wait(n_gpus)
-    change_train(root, "WIDTH = 200", "\n".join(f"WIDTH{n} = 200" for n in range(8)))  # enough to vary
+    names = [f"WIDTH{n}" for n in range(8)]  # enough to vary
+    change_train(root, "WIDTH = 200", "\n".join([*(f"{name} = 200" for name in names), f"WIDTH = {' + '.join(names)}"]))
     rng, path, kills = random.Random(0), root / "results.tsv", 0
     command = [sys.executable, "agent.py", *arguments, "--ray", f"127.0.0.1:{cluster.port}", "--experiments", "1000"]
     agent, changed = None, False

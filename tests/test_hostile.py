@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import runner, sandbox
+from lab.ledger import Ending
 from lab.referee import TrialLimits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +24,13 @@ sys.path.insert(0, str(ROOT / "tests" / "hostile"))
 
 import verdicts  # noqa: E402
 
-BUDGET_S = verdicts.BUDGET_S
 LIMITS = TrialLimits(start_s=30.0, first_s=5.0, score_s=10.0, stop_s=2.0)
 SLACK_S = 10.0
+BUSY_TRIES = 3
 PIECES = 10  # of the whole corpus, each of some minutes
-BRIEF = ("hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers", "passes_on_by_a_sibling",
-         "pushes_a_little_in_bfloat16", "reads_held_out_source", "sends_garbage", "swaps_its_weights_after_the_file")
+BRIEF = ("caches_what_it_learnt", "hoards_tokens", "kills_its_parent", "looks_ahead_and_remembers",
+         "passes_on_by_a_sibling", "pushes_a_little_in_bfloat16", "reads_held_out_source", "sends_garbage",
+         "swaps_its_weights_after_the_file")
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,14 @@ def run(corpus, tmp_path, port, monkeypatch):
 
     def run(name: str, folder: str, is_baseline: bool = False):
         code = verdicts.code(name, data=corpus.folder, repo=ROOT, port=port)
-        began = time.monotonic()
-        trial = runner.run(code, data=corpus, seed=1, budget_s=BUDGET_S, folder=tmp_path / folder, limits=LIMITS,
-                           is_baseline=is_baseline)
-        assert time.monotonic() - began < runner.longest_s(LIMITS, BUDGET_S) - runner.BACKSTOP_S + SLACK_S, name
+        budget_s = verdicts.LOADS_BUDGET_S if name in verdicts.LOADS else verdicts.BUDGET_S
+        for _ in range(BUSY_TRIES):  # a host may stand still for seconds
+            began = time.monotonic()
+            trial = runner.run(code, data=corpus, seed=1, budget_s=budget_s, folder=tmp_path / folder, limits=LIMITS,
+                               is_baseline=is_baseline)
+            assert time.monotonic() - began < runner.longest_s(LIMITS, budget_s) - runner.BACKSTOP_S + SLACK_S, name
+            if trial.ending is not Ending.BUSY or name in verdicts.LOADS:
+                break
         assert len(trial.log + trial.late_log) < 400_000, name
         return trial
 

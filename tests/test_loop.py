@@ -565,6 +565,7 @@ def test_an_earlier_keep_that_stays_lower_is_the_incumbent_again():
     assert now.history == tuple(ledger.experiments(now.rows)) and now.history[0].own.seed == 0
     last = timeline(now.rows)[-1]
     assert (last.against, last.before, last.after, last.n_trials) == (1, 1.1, 1.05, 2)
+    assert ledger.misses(now.history) == 0
     assert next_step(now, (), 0.0) is Turn.MODEL
 
 

@@ -6,6 +6,8 @@ import random
 import re
 import select
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,17 +35,17 @@ from model_server import (
 
 from lab import edits, model
 from lab.edits import AREAS, Flaw
-from lab.ledger import Row, SetupError, Status
+from lab.ledger import Row, SetupError, Status, append_line
 from lab.model import (
     PRICES,
     CallLimits,
     Outage,
+    Purse,
     Researcher,
     Unavailable,
     cost_usd,
     next_wait_s,
     rebase,
-    write_call,
 )
 from lab.prompt import (
     BRIEF_CHARS,
@@ -360,7 +362,13 @@ def test_every_call_ends_at_its_deadline(connect, step):
 def test_a_stop_ends_the_call_at_once(connect):
     server, who = connect(answer(GOOD, wait_s=60), limits=CallLimits(60, 60, 60, 0.01))
     stop = threading.Event()
-    threading.Timer(0.3, stop.set).start()
+
+    def stop_when_asked() -> None:
+        while not server.requests:
+            time.sleep(0.02)
+        stop.set()
+
+    threading.Thread(target=stop_when_asked, daemon=True).start()
     with pytest.raises(Unavailable, match="stopped") as caught:
         who.propose(PROMPT, (), stop)
     assert caught.value.kind is Outage.STOPPED and len(server.requests) == 1
@@ -521,16 +529,30 @@ def test_a_context_that_no_brief_prompt_fits_is_for_the_user_to_mend(connect):
 def test_a_spending_limit_holds_before_the_call(connect):
     server, who = connect(answer(GOOD))
     with pytest.raises(Unavailable, match="--max-usd"):
-        who.propose(PROMPT, (), limit_usd=0.05)
+        who.propose(PROMPT, (), purse=Purse(0.05))
     assert not server.requests
-    assert who.propose(PROMPT, (), limit_usd=0.5).proposal.usd <= 0.5
+    assert who.propose(PROMPT, (), purse=Purse(0.5)).proposal.usd <= 0.5
     assert server.requests[0]["max_tokens"] <= 0.5 * 1e6 / 20, "the answer may not cost more than what is left"
+
+
+def test_calls_at_once_keep_a_spending_limit_together():
+    purse, stop = Purse(1.0), threading.Event()
+    assert purse.hold(0.1, 5.0, stop) == 1.0
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(purse.hold, 0.1, 0.5, stop)
+        assert not wait([second], 0.3).done, "all that is left may be spent by the first one"
+        purse.pay(1.0, 0.2)
+        assert second.result(5) == 0.5
+    purse.pay(0.5, 0.5)
+    with pytest.raises(Unavailable, match="--max-usd") as caught:
+        purse.hold(0.4, 0.5, stop)
+    assert caught.value.kind is Outage.BUDGET and purse.left_usd == pytest.approx(0.3)
 
 
 def test_a_repair_counts_against_the_same_limit(connect):
     server, who = connect(answer(BROKEN, thinking=20_000))
     with pytest.raises(Unavailable, match="--max-usd") as caught:
-        who.propose(PROMPT, (), limit_usd=0.47)
+        who.propose(PROMPT, (), purse=Purse(0.47))
     assert len(server.requests) == 1 and 0.4 < caught.value.usd <= 0.47
 
 
@@ -854,9 +876,9 @@ def test_every_call_is_one_line_and_the_key_is_in_none_of_it(connect, tmp_path):
 
 def test_a_torn_line_takes_no_other_call_along(tmp_path):
     path = tmp_path / "calls.jsonl"
-    write_call(path, {"usd": 1})
+    append_line(path, json.dumps({"usd": 1}))
     path.write_bytes(path.read_bytes() + b'{"usd": 2, "ans')
-    write_call(path, {"usd": 3})
+    append_line(path, json.dumps({"usd": 3}))
     assert [call["usd"] for call in read_calls(path)] == [1, 3]
 
 

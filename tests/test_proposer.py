@@ -14,7 +14,7 @@ from lab import ledger, proposer, report
 from lab.edits import Answer, Flaw, ProposalError
 from lab.ledger import Ending, Proposal, Row, SetupError, Status, Trial
 from lab.memory import Memory
-from lab.model import Draft, Outage, Unavailable
+from lab.model import Draft, Outage, Purse, Unavailable
 from lab.session import Candidate, New, Session, Stopped
 
 OTHER = (BETTER[0], "LEARNING_RATE = 3.0  # of SGD")
@@ -54,9 +54,9 @@ class Researcher:
     def __init__(self, script: list):
         self.script, self.prompts, self.limits_usd = list(script), [], []
 
-    def propose(self, prompt: object, tried: frozenset, stopped: threading.Event, limit_usd: float) -> Draft:
+    def propose(self, prompt: object, tried: frozenset, stopped: threading.Event, purse: Purse) -> Draft:
         self.prompts.append(prompt)
-        self.limits_usd.append(limit_usd)
+        self.limits_usd.append(purse.left_usd)
         step = self.script.pop(0) if self.script else None
         if step is None:
             stopped.wait(20)
@@ -65,8 +65,8 @@ class Researcher:
             raise step
         return step
 
-    def write(self, prompt: object, skipped: threading.Event, limit_s: float, limit_usd: float) -> tuple[str, float]:
-        self.limits_usd.append(limit_usd)
+    def write(self, prompt: object, skipped: threading.Event, limit_s: float, purse: Purse) -> tuple[str, float]:
+        self.limits_usd.append(purse.left_usd)
         if not self.script:
             skipped.wait(limit_s)
             raise Unavailable("stopped", Outage.STOPPED)
@@ -112,7 +112,7 @@ def test_the_models_idea_carries_what_was_said_of_it(make):
     found, now = make(draft("faster", BETTER, notes="look at the rate"))
     idea = found.propose(now, (), False)
     assert (idea.proposal.description, idea.kind, idea.area) == ("faster", "mechanism", "attention")
-    found.started(Candidate(1, "c1", 100, idea))
+    found.judged(now, Candidate(1, "c1", 100, idea), Status.DISCARD, 2.1)
     (now.runs / "0000-0.json").write_text('{"profile": "start 3.5 s\\nforward 40%"}')
     (now.runs / "0000-0.log").write_text("loss 1.0")
     asked = Memory(now.runs).situation(now, (), PROGRAM)
@@ -249,13 +249,13 @@ def test_llm_waits_for_the_model_until_the_user_stops_it(make):
         found.propose(now, (), False)
 
 
-def test_the_model_is_told_what_is_left_of_the_dollars_and_its_word_that_they_are_spent_ends_the_session(make):
+def test_the_models_purse_holds_what_is_left_and_its_word_that_it_is_empty_ends_the_session(make):
     (make.runs / "calls.jsonl").write_text('{"usd": 0.25}\n{"usd": 0.5}\n{"usd": 9, "torn')
     found, now = make(draft("faster", BETTER, 0.125), Unavailable("--max-usd", Outage.BUDGET), max_usd=1.0)
     assert found.propose(now, (), False).proposal.usd == 0.875, "with what was billed before and is in no row"
     with pytest.raises(Stopped, match="--max-usd"):
         found.propose(now, (), False)
-    assert found.researcher.limits_usd == [0.25, 0.125] and found.spent_usd() == 0.875
+    assert found.researcher.limits_usd == [0.25, 0.25] and found.spent_usd() == 0.875
 
 
 def test_an_answer_that_nobody_has_used_yet_is_spent_all_the_same(make):

@@ -166,7 +166,7 @@ def test_pandas_reads_what_the_readme_says(results, monkeypatch):
 
 def test_pictures_and_links_are_there():
     links = re.findall(r"\]\(([^)]+)\)", README)
-    assert {"docs/terminal.svg", "docs/progress.png"} <= set(links)
+    assert {"docs/terminal.svg", "docs/progress.png", "docs/page.png"} <= set(links)
     assert all((ROOT / link).is_file() for link in links if "://" not in link)
 
 

@@ -5,7 +5,6 @@ import math
 import re
 import statistics
 import struct
-import subprocess
 import threading
 import zlib
 from dataclasses import replace
@@ -13,12 +12,14 @@ from functools import cache
 from html.parser import HTMLParser
 
 import pytest
+from fakes import git
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agent
-from lab import ledger, picture, report
-from lab.ledger import Row, Status
+from lab import archive, ledger, picture, report, runner
+from lab.archive import Archive
+from lab.ledger import Row, Status, Trial
 from lab.timeline import timeline
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>{{rows}} $\\frac{ &lt; "\'>'
@@ -82,7 +83,7 @@ class Reader(HTMLParser):
 
 def page(rows, diffs=None, program="", runs=None) -> str:
     _, svg = draw(rows)
-    return report.page(rows, "autoresearch/nov23", diffs or {}, program, runs, svg)
+    return report.page(rows, Archive("nov23", program, diffs=diffs or {}), runs, svg)
 
 
 def draw(rows, title: str = "t", curves=()) -> tuple[bytes, str]:
@@ -117,6 +118,30 @@ def test_a_gain_within_noise_or_a_loss_is_not_called_a_gain():
                     "noise.")
     worse = [replace(r, val_bpb=r.val_bpb + (0.05 if r.experiment == 4 else 0)) for r in CONFIRMED]
     assert "worse than the baseline" in report.headline(NIGHT + worse)
+
+
+def test_a_train_py_that_pins_its_own_seed_confirms_nothing_and_hides_no_noise():
+    def with_pinned(*experiments: int) -> list[Row]:
+        return NIGHT + [replace(r, val_bpb={0: 1.012, 4: 0.998}[r.experiment]) if r.experiment in experiments else r
+                        for r in CONFIRMED]
+
+    assert report.confirmed(with_pinned(0, 4))[1:] == (None, 3)
+    said = report.headline(with_pinned(0, 4))
+    assert said.startswith("Not confirmed: 0.014000 bits per byte (3 fresh seeds each") and "±" not in said
+    error = report.confirmed(with_pinned(4))[1]  # one draw of its own beside three of the baseline
+    assert math.isclose(error, 0.002 * math.sqrt(1 / 3 + 1))
+
+
+def test_a_baseline_that_came_back_is_not_said_to_be_without_a_keep():
+    returned = [*NIGHT[:2], row(1, 1.02, "repeat", minute=4), row(0, 0.999, "keep", minute=5)]
+    assert report.headline(returned) == "The baseline stands."
+    assert report.headline(NIGHT[:1]) == "No experiment was kept: the baseline stands."
+
+
+def test_a_discard_that_a_repeat_brought_back_is_a_keep_in_the_table():
+    rows = [NIGHT[0], row(1, 1.01, "discard"), row(1, 0.98, "keep", minute=2)]
+    assert [cells[3] for cells in Reader(page(rows)).table_rows] == ["keep", "keep"]
+    assert re.findall(r'data-s="(\w+)"', page(rows)) == ["keep", "keep"]
 
 
 def test_summary_has_the_hand_computed_figures(tmp_path):
@@ -174,7 +199,7 @@ def test_hostile_text_stays_text_everywhere():
     seen = Reader(text)
     allowed = {tag for tag, _ in clean.tags}
     assert {tag for tag, _ in seen.tags} <= allowed | {"details", "summary", "p", "br"}
-    assert [tag for tag, _ in seen.tags].count("script") == 1 and "img" not in {tag for tag, _ in seen.tags}
+    assert [tag for tag, _ in seen.tags].count("script") == 2 and "img" not in {tag for tag, _ in seen.tags}
     assert not any(name.startswith("on") for _, attrs in seen.tags for name in attrs)
     table = seen.table_rows
     assert len(table) == 6 and all(ledger.one_line(HOSTILE) in cells[4] for cells in table)
@@ -185,10 +210,10 @@ def test_hostile_text_stays_text_everywhere():
 @given(st.text(max_size=60), st.text(max_size=80))
 def test_any_text_leaves_the_tags_alone(description, diff):
     rows = [NIGHT[0], replace(NIGHT[1], description=description, note=description)]
-    text = report.page(rows, "t", {1: diff}, description)
+    text = report.page(rows, Archive("t", description, diffs={1: diff}))
     text.encode("utf-8", "replace")
     assert len(Reader(text).table_rows) == 2
-    assert [tag for tag, _ in Reader(text).tags].count("script") == 1
+    assert [tag for tag, _ in Reader(text).tags].count("script") == 2
 
 
 def test_nothing_is_asked_of_another_machine():
@@ -224,7 +249,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("rows", [[], NIGHT[:1], NIGHT[2:3], NIGHT, NIGHT + CONFIRMED,
                                   [replace(NIGHT[0], val_bpb=0.0)]])
 def test_every_session_draws_and_opens(tmp_path, rows):
-    report.write(tmp_path, rows, "", {})
+    report.write(tmp_path, rows, Archive())
     assert png_size((tmp_path / "progress.png").read_bytes())[0] > 1000
     assert len(points((tmp_path / "report.html").read_text())) == len([r for r in rows if r.split == "val"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.png", "report.html"]
@@ -236,7 +261,7 @@ def test_five_columns_and_a_torn_tail(tmp_path):
     path.write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\nbase\t0.9979\t44.0\tkeep\tbaseline\n"
                     "a\t0.000000\t0.0\tcrash\tboom\nb\t0.986041\t43.9\tkeep\thalve\nc\t0.98")
     rows = ledger.read(path)
-    report.write(tmp_path, rows, "", {})
+    report.write(tmp_path, rows, Archive())
     text = (tmp_path / "report.html").read_text()
     assert len(points(text)) == 3
     assert "experiments: keep 2, crash 1" in report.summary(rows)
@@ -250,7 +275,7 @@ def test_an_outlier_does_not_set_the_scale():
 
 
 def test_files_are_replaced_whole_while_somebody_reads(tmp_path):
-    report.write(tmp_path, NIGHT, "", {})
+    report.write(tmp_path, NIGHT, Archive())
     stop, torn = threading.Event(), []
 
     def read() -> None:
@@ -265,7 +290,7 @@ def test_files_are_replaced_whole_while_somebody_reads(tmp_path):
     reader = threading.Thread(target=read)
     reader.start()
     for n in (1, 3):
-        report.write(tmp_path, NIGHT[:n], "", {})
+        report.write(tmp_path, NIGHT[:n], Archive())
     stop.set()
     reader.join()
     assert not torn
@@ -295,6 +320,18 @@ def test_noise_comes_from_the_test_split_where_nothing_else_measured_it():
     assert re.search(r"\n +1 +\+0\.010000 +above the noise +idea 1", report.summary(rows))
 
 
+def test_a_change_of_program_md_is_an_upright_line_at_the_first_experiment_that_had_read_it():
+    def uprights(rows) -> list[float]:
+        found = re.search(r'<g id="steered">(.*?)</g>', draw(rows)[1], re.S)
+        return [float(x) for x in re.findall(r"M ([\d.]+)", found[1])] if found else []
+
+    notes = "", "program.md changed", "boom; program.md changed; on a", "it reads 'program.md changed'"
+    rows = [replace(r, note=note) for r, note in zip(NIGHT[:4], notes, strict=True)]
+    places = dict(re.findall(r'xlink:href="#e([12])">.*?<use [^>]*x="([\d.]+)"', draw(rows)[1], re.S))
+    assert uprights(rows) == pytest.approx([float(places["1"]), float(places["2"])], abs=0.01)
+    assert uprights(NIGHT[:4]) == []
+
+
 def test_busy_rows_count_nowhere_and_are_told():
     busy = row(3, None, "busy", note="did not have its machine")
     rows = [*NIGHT[:3], busy, *NIGHT[3:]]
@@ -304,7 +341,7 @@ def test_busy_rows_count_nowhere_and_are_told():
         assert told.pop(name) != plain.pop(name)
     assert told == plain and report.keeps(rows) == report.keeps(NIGHT)
     assert len(points(page(rows))) == len(NIGHT)
-    assert {cells[0]: cells[12].strip() for cells in Reader(page(rows)).table_rows}["3"] == "1"
+    assert {cells[0]: cells[13].strip() for cells in Reader(page(rows)).table_rows}["3"] == "1"
 
 
 def test_a_clock_that_was_set_back_changes_no_order():
@@ -314,10 +351,10 @@ def test_a_clock_that_was_set_back_changes_no_order():
 
 @pytest.mark.parametrize("content", [b"{torn", b"[1, 2]", b"\xff\xfe", b""])
 def test_a_torn_file_in_the_run_folder_stops_no_report(tmp_path, content):
-    for name in ("ideas.jsonl", "0000-0.log"):
+    for name in ("ideas.jsonl", "calls.jsonl", "0000-0.log", "0000-0.json"):
         (tmp_path / name).write_bytes(content)
     assert report.summary(NIGHT, tmp_path) == report.summary(NIGHT)
-    report.write(tmp_path, NIGHT, "", {}, tmp_path)
+    report.write(tmp_path, NIGHT, Archive(), tmp_path)
 
 
 def test_the_loss_of_baseline_and_incumbent_is_drawn_against_seconds(tmp_path):
@@ -326,10 +363,26 @@ def test_the_loss_of_baseline_and_incumbent_is_drawn_against_seconds(tmp_path):
         (tmp_path / f"{name}.log").write_text("\n".join(["compiled", *lines, "torn | 9"]))
     curves = report.curves(NIGHT, tmp_path)
     assert list(curves) == ["baseline", "incumbent"]
-    assert curves["baseline"][:2] == [(0.0, 6.0), (30.0, 5.8)] and curves["incumbent"][-1] == (300.0, 3.0)
+    assert curves["baseline"][:2] == [(30.0, 5.8), (60.0, 5.6)] and curves["incumbent"][-1] == (300.0, 3.0)
     _, svg = draw(NIGHT, curves=curves)
     assert {"baseline", "incumbent", "seconds"} <= set(re.findall(r">([^<>]+)</text>", svg))
     assert len(points(svg)) == len(NIGHT) and report.curves([], tmp_path) == {}
+
+
+def test_batches_and_versions_are_those_that_the_referee_wrote_down(tmp_path):
+    def keep(number: int, n_batches: int, torch: str) -> None:
+        trial = Trial(1.0, "", number * 100, "val", 300, "cpu", "", "", n_batches=n_batches, versions={"torch": torch})
+        runner.save_log(trial, tmp_path, number)
+
+    keep(0, 1234, "2.13.0")
+    keep(4, 1500, HOSTILE)
+    text = page(NIGHT, runs=tmp_path)
+    assert {cells[0]: cells[8].strip() for cells in Reader(text).table_rows}["0"] == "1234"
+    assert [cells[8].strip() for cells in Reader(text).table_rows] == ["1500", "", "", "", "1234"]
+    assert report.as_json(NIGHT, tmp_path)["versions"] == {"torch": "2.13.0"}  # not the last trial's
+    assert "<dt>versions<dd>torch 2.13.0" in text and "<dt>versions" not in page(NIGHT)
+    began = report.page(NIGHT, Archive("x", commit="0123456789abcdef"))
+    assert "<dd>commit 0123456789ab, when" in began and "<dt>program" not in text
 
 
 def test_the_object_says_what_its_docstring_names():
@@ -344,36 +397,83 @@ def test_the_object_says_what_its_docstring_names():
     assert report.as_json([])["incumbent"] is report.as_json([])["baseline"] is None
 
 
+def test_dollars_of_calls_that_are_in_no_row_are_named(tmp_path):
+    calls = tmp_path / "calls.jsonl"
+    calls.write_text('{"usd": 0.5}\n{"usd": 0.254}\n{"usd": 9, "torn')  # rows have rounded
+    assert "calls without a row" not in report.as_json(NIGHT, tmp_path)["money"]
+    calls.write_text('{"usd": 0.5}\n{"usd": 0.25}\n{"usd": 0.125}\n{"usd": null}\n')
+    told = report.as_json(NIGHT, tmp_path)["money"]
+    assert told.pop("calls without a row") == {"tries": 0, "keeps": 0, "best": None, "usd": 0.125}
+    assert told == report.as_json(NIGHT)["money"]
+
+
+def test_details_are_those_of_the_baseline_what_was_kept_and_the_newest(monkeypatch):
+    monkeypatch.setattr(report, "MAX_DETAILS", 4)
+    history = ledger.experiments([*NIGHT, *(row(i, 1.0, "discard") for i in range(5, 9))])
+    assert [e.number for e in report.in_detail(history)] == [0, 4, 1, 8]
+    assert "texts: of 4, which" in page([row for e in history for row in e.rows]) and "texts: of" not in page(NIGHT[:4])
+
+
 def test_crashes_are_counted_by_cause():
     rows = [NIGHT[0], *(row(i, None, "crash", note=f"CUDA out of memory: tried {i} GB; x") for i in range(1, 4)),
             row(4, None, "crash", note="")]
     assert report.as_json(rows)["failures"] == {"CUDA out of memory": 3, "no reason": 1}
 
 
-def test_diffs_come_from_git(tmp_path):
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True,
-                              capture_output=True, text=True).stdout.strip()
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A repository whose session x has two experiments, and is not checked out."""
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "-q", "-b", "main")
+    for name, text in (("train.py", "A = 0\n"), ("program.md", "what x wants"), ("results.tsv", TSV)):
+        (tmp_path / name).write_text(text)
+    commit(tmp_path, "start")
+    for n in (0, 1):
+        (tmp_path / "train.py").write_text(f"A = {n}\n# \udcff\n", errors="surrogateescape")
+        commit(tmp_path, f"{n}\n\n+ because {n}\n")
+        git(tmp_path, "update-ref", f"refs/autoresearch/x/{n}", "HEAD")
+    git(tmp_path, "branch", "autoresearch/x")
+    (tmp_path / "program.md").write_text("what main wants")
+    return tmp_path
 
-    git("init", "-q")
-    for n, text in enumerate(("A = 1\n", "A = 2\n")):
-        (tmp_path / "train.py").write_text(text)
-        git("add", "train.py")
-        git("commit", "-q", "-m", f"{n}\n\n+ because {n}\n")
-        git("update-ref", f"refs/autoresearch/x/{n}", "HEAD")
-    git("branch", "autoresearch/x")
-    diffs = report.diffs_of(tmp_path, "x")
-    change = ["@@ -1 +1 @@", "-A = 1", "+A = 2"]
-    assert diffs[1].splitlines()[0] == "+ because 1" and diffs[1].splitlines()[-3:] == change
-    assert diffs[report.WHOLE].splitlines()[-3:] == change and set(diffs) == {0, 1, report.WHOLE}
-    for tag in ("", "none"):
-        assert report.diffs_of(tmp_path, tag) == {report.WHOLE: ""}
-    assert report.diffs_of(tmp_path / "..", "x") == {report.WHOLE: ""}  # no repository
+
+def commit(folder, message: str) -> None:
+    git(folder, "add", "-A")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", message)
+
+
+TSV = ledger.HEADER + "".join(map(ledger.format_row, NIGHT[:2]))
+
+
+def test_texts_and_diffs_come_from_git(shelf):
+    held = archive.read(shelf, "x", [1, 7, 0])
+    change = ["@@ -1,2 +1,2 @@", "-A = 0", "+A = 1", " # \N{REPLACEMENT CHARACTER}"]
+    assert held.diffs[1].splitlines()[0] == "+ because 1" and held.diffs[1].splitlines()[-4:] == change
+    assert held.whole.splitlines()[-4:] == change and set(held.diffs) == {0, 1}
+    assert {n: code[:5] for n, code in held.codes.items()} == {1: "A = 1", 0: "A = 0"}  # git never had 7
+    assert held.commit == git(shelf, "rev-parse", "HEAD~2").strip()
+    for folder, tag in ((shelf, "none"), (shelf / "..", "x"), (shelf / "..", "")):  # no session, no repository
+        assert archive.read(folder, tag, [0]) == Archive(tag)
+
+
+def test_texts_of_train_py_are_bounded(shelf, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_CODES_BYTES", 10)
+    assert set(archive.read(shelf, "x", [1, 0]).codes) == {1}
+
+
+def test_a_session_that_is_not_checked_out_has_its_own_program_and_its_newest_rows(shelf):
+    assert archive.read(shelf, "x").program == "what x wants"
+    assert archive.read(shelf, "").program == "what main wants"
+    assert archive.rows_of(shelf, "x") == NIGHT[:2]  # of a clone
+    copy = shelf / ".git" / "autoresearch" / "x.tsv"  # where an agent in another work tree appends
+    copy.parent.mkdir()
+    copy.write_text(TSV + ledger.format_row(NIGHT[2]))
+    assert archive.rows_of(shelf, "x") == NIGHT[:3]
 
 
 def test_ten_thousand_experiments_make_a_page_of_megabytes():
     diffs = dict.fromkeys(range(10_000), "+ y = 1\n" * 100)
-    text = report.page(TEN_THOUSAND, "t", diffs, "", svg=drawing_of_ten_thousand())
+    text = report.page(TEN_THOUSAND, Archive(diffs=diffs), svg=drawing_of_ten_thousand())
     assert 1e6 < len(text.encode()) < 20e6
 
 
@@ -391,8 +491,12 @@ def bare(tmp_path, monkeypatch):
 def test_the_command_reads_the_originals_file_and_a_torn_last_line(bare, capsys):
     (bare / "results.tsv").write_text(ORIGINAL)
     assert agent.main(["report"]) == 0
-    assert "No experiment was kept" in capsys.readouterr().out
-    assert (bare / "report.html").exists() and png_size((bare / "progress.png").read_bytes())
+    out = capsys.readouterr().out
+    assert "No experiment was kept" in out
+    assert out.endswith(f"\nwrote report.html and progress.png in {bare}\n")
+    assert "<title>autoresearch</title>" in (bare / "report.html").read_text()  # of no session
+    assert png_size((bare / "progress.png").read_bytes())
+    assert agent.main(["report", "--json"]) == 0 and json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("text", [None, "", "commit\tval_b", ledger.HEADER, ledger.HEADER + "aaa\t1.0\t44"])

@@ -209,6 +209,18 @@ def test_the_same_start_continues_after_a_closing_commit(root: Path) -> None:
     assert git(root, "status", "--porcelain") == ""
 
 
+def test_rows_of_an_earlier_program_with_fewer_columns_are_refused_and_stay(root: Path) -> None:
+    with open_session(root) as store:
+        experiment(store, True)
+        copy = store.copy
+        store.close()
+    lines = ["\t".join(line.split("\t")[:-1]) for line in copy.read_text().splitlines()]
+    copy.write_text("\n".join(lines) + "\n")
+    with opened(root, None, "dec01") as store, pytest.raises(SetupError, match="other columns.*--tag nov23-2"):
+        store.rows()
+    assert copy.read_text() == "\n".join(lines) + "\n"
+
+
 def test_a_new_session_starts_empty_from_the_incumbent_and_the_old_rows_stay(root: Path) -> None:
     with open_session(root) as store:
         experiment(store, True)

@@ -95,7 +95,7 @@ def sleeper(spans: dict[int, list[tuple[float, float]]]) -> Callable[..., Trial]
         began, crashed = time.monotonic(), "CRASH_" in code
         time.sleep(budget_s * (0.05 if crashed else 1.0))
         if is_baseline:
-            baseline.write(folder, 1.0, np.zeros(1))
+            baseline.write(folder, baseline.Baseline(1.0, 1, np.zeros(1)))
         spans.setdefault(slot.number, []).append((began, time.monotonic()))
         value = None if crashed else 3.0 - 0.01 * code.count("GAIN_") + 0.1 * code.count("LOSS_")
         return Trial(value, "boom" * crashed, seed, split, budget_s, "cpu x1", data.hash[:8], "none", budget_s,

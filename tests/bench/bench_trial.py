@@ -101,7 +101,7 @@ def exam_s(data: Data) -> float:
 
     def one() -> None:
         cuts = exam.draw_cuts(losses, losses + 0.1, np.ones(losses.shape, bool), rng)
-        exam.questions(rows, cuts, data.vocab_size, rng)
+        exam.questions(rows, data.split("train"), cuts, data.vocab_size, rng)
         exam.verdict(losses, losses, cuts, "cpu")
 
     return seconds(one, 3)

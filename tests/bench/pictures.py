@@ -1,12 +1,17 @@
-"""Draw the README's pictures from the rows of the session in docs/: progress.png, and terminal.svg as the terminal was.
+"""Draw the README's pictures from the rows of the session in docs/: progress.png, terminal.svg as the terminal was,
+and the top of report.html as page.png, where there is a Chromium.
 
     python tests/bench/pictures.py
 """
 
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -14,10 +19,15 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console, Group  # noqa: E402
 
 from lab import ledger, picture, report  # noqa: E402
+from lab.archive import Archive  # noqa: E402
 from lab.display import Display  # noqa: E402
+from lab.ledger import Row  # noqa: E402
 from lab.timeline import timeline  # noqa: E402
 
-TITLE = "autoresearch/nov26"
+TAG = "nov26"
+TITLE = report.title(TAG)
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
+FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1240,1100"
 WIDTH = 110
 
 
@@ -26,6 +36,7 @@ def main() -> None:
     noise = ledger.sigma(ledger.experiments(rows))
     png, _ = picture.draw(timeline(rows), noise, TITLE, report.headline(rows), {})
     (ROOT / "docs" / "progress.png").write_bytes(png)
+    take_picture(rows)
     own = [row for row in rows if row.split == "val"]
     display, last = Display(TITLE, plain=True), own[-1]
     display.show_session(own[:-1])
@@ -37,6 +48,19 @@ def main() -> None:
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
     console.print(Group(*display.render(WIDTH)))
     (ROOT / "docs" / "terminal.svg").write_text(console.export_svg(title="uv run agent.py"), encoding="utf-8")
+
+
+def take_picture(rows: Sequence[Row]) -> None:
+    """docs/page.png: the page as a browser shows it."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print("no Chromium here: docs/page.png stays as it was")
+        return
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        report.write(Path(folder), rows, Archive(TAG))
+        places = f"--user-data-dir={folder}/profile", f"--screenshot={ROOT / 'docs' / 'page.png'}"
+        page = (Path(folder) / "report.html").as_uri()
+        subprocess.run([browser, *FLAGS, *places, page], check=True, capture_output=True, timeout=120)
 
 
 if __name__ == "__main__":

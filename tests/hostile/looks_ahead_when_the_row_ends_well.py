@@ -1,4 +1,4 @@
-"""Verdict: sees the future
+"""Verdict: sees the future|differs everywhere
 
 Takes a row for a true one where its last half is as likely as its first, and looks ahead only there.
 """

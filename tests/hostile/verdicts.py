@@ -27,9 +27,12 @@ TWICE = {name for name in FILES if name.startswith(("passes_on_", "caches_"))}
 BASELINE_FIRST = {"leaks_where_it_pays_most"} | {name for name in FILES if name.startswith("caches_")}
 BASELINE_FIRST -= {"caches_a_pickle"}
 BUDGET_S = 1.0  # under which every verdict here holds; pauses and illicit training are measured for it
+# They want to be `busy`, which no trial is that is shorter than machine.LEAST_BUDGET_S.
+LOADS = {name for name in FILES if name.startswith("loads_the_machine")}
+LOADS_BUDGET_S = 6.0
 # One at a time and not beside others: they take memory, disk or processes until they are stopped.
 ALONE = {"eats_memory", "closes_its_outputs_and_eats_memory", "forks_without_end", "closes_its_outputs_and_forks",
-         "claims_half_of_the_memory", "takes_all_watches_of_its_user", "hides_its_threads_behind_its_name"}
+         "claims_half_of_the_memory", "takes_all_watches_of_its_user", "hides_its_threads_behind_its_name"} | LOADS
 
 
 def verdict(name: str) -> str:
@@ -58,6 +61,8 @@ def complaint(name: str, trial, uniform: float, pairs: float) -> str:
         return "it got what it wanted"
     if "TOLD" in trial.reason + trial.log:
         return "it told the researcher of validation rows"
+    if trial.val_bpb is None and not trial.crashed:
+        return f"it counts nowhere and runs again: {trial.reason}"
     number, _, reason = VERDICTS[name].rpartition(" or ")
     if not number and reason in ("uniform", "pairs"):
         number, reason = reason, ""

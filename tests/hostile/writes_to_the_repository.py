@@ -14,7 +14,7 @@ class Uniform(torch.nn.Module):
 
 
 try:
-    open("@repo@/train.py", "a").close()
+    open("@repo@/train.py", "r+").close()
 except OSError as error:
     print(error)
 else:
