@@ -5,7 +5,7 @@
     python agent.py confirm    baseline against incumbent, fresh seeds, on a split that no other trial sees
                                (--each: what every kept change is worth; --longer 3: at three times the budget)
 
-It never asks a question. Kill it at any moment: the same command continues, and at most one experiment is lost.
+It never asks a question. Kill it at any moment: the same command continues, and only trials under way are lost.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from lab.proposer import Proposer
 from lab.runner import Slot
 from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
-from lab.turns import Limits, Turn, judge_repeat, next_step
+from lab.turns import Limits, Turn, confirm_length, judge_repeat, next_step
 
 ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
@@ -185,7 +185,7 @@ class Loop:
             self.display.say(note)
         runner.keep_model(session.runs, slot)
         if candidate.number:
-            self.tell("best", session)
+            self.tell("best", session, experiment=candidate.number, val_bpb=session.incumbent.val_bpb)
 
     def starts(self, session: Session, slot: Slot) -> bool:
         """Whether the incumbent starts in a slot now, which tells the machine's fault from the candidate's."""
@@ -204,32 +204,35 @@ class Loop:
     def begin(self) -> None:
         """Show the session, listen to the user, and do what the command line asks for."""
         session, incumbent, say = self.first, self.first.incumbent, self.display.say
+        before_usd = self.proposer.spent_usd()
         log = runner.read_log(session.runs, incumbent.number, incumbent.own.seed) if incumbent else ""
         self.display.show_session(session.rows, log)
-        self.display.show_limits(str(self.limits))
         self.stop.listen()
         if self.options.word == "confirm":
-            self.tell("stop", self.confirmed(session))
+            session, why = self.confirmed(session)
+            self.tell("stop", session, why=why)
             return
+        self.display.show_limits(str(self.limits))
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
-            session = self.confirmed(session)
+            session, _ = self.confirmed(session)
         self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
         self.proposer.close()
         lessons, mine = self.proposer.lessons(session, self.stop.now), session.rows[len(self.first.rows):]
-        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd())
+        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd() - before_usd)
         for line in (*lessons, f"stopped: {why}", who):
             say(line)
         self.tell("stop", session, why=why)
 
-    def confirmed(self, session: Session) -> Session:
-        """Measure fresh seeds on the test split, with --each every removal too, and say what came of it."""
+    def confirmed(self, session: Session) -> tuple[Session, str]:
+        """Measure fresh seeds on the test split, with --each every removal too; the last session, why it stopped."""
         choose, lines = confirm.plan(session, self.options.each, bool(self.options.longer), self.store.code)
-        session, _ = self.work(session, choose)
+        self.display.show_limits(confirm_length(replace(session, n_slots=len(self.fleet.slots)), choose))
+        session, why = self.work(session, choose)
         lines += report.left_out(session.rows) if self.options.each else report.longer(session.rows)
         for line in (report.headline(session.rows), *lines):
             self.display.say(line)
-        return session
+        return session, why
 
     def tell(self, event: str, session: Session, **facts: object) -> None:
         notify(self.options.notify, event, report.headline(session.rows), tag=session.tag,
@@ -249,6 +252,7 @@ class Loop:
         self.display.show_researcher("drawing the last report")
         if self.reporting:
             self.reporting.wait()
+        self.display.show_end()
         try:
             self.store.close()
         finally:
@@ -292,10 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agent.py: {terminal.fault_line(error)}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, SetupError) else 1
     except KeyboardInterrupt:
+        print("agent.py: stopped before anything ran", file=sys.stderr, flush=True)
         return 0
     except Exception as error:  # noqa: BLE001  what nobody foresaw ends here, in one line
         runs = ROOT / "runs" / terminal.current_tag()
-        print(f"agent.py: {terminal.unforeseen(error, runs)}", file=sys.stderr, flush=True)
+        line = terminal.unforeseen(error, runs)
+        print(f"agent.py: {line}", file=sys.stderr, flush=True)
+        notify(options.notify, "fault", line, tag=runs.name)
         return 1
 
 

@@ -32,7 +32,7 @@ SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, 
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _ADVICE = {  # by status, for what only the user can mend
-    400: "check --model, --effort and the context of your server", 401: "check ANTHROPIC_API_KEY",
+    400: "check --model, --effort and the context of your server", 401: f"check {' or '.join(KEYS)}",
     402: "add credit, or start with --researcher tuner", 403: "check the key's permissions",
     404: "check --model", 413: "shorten program.md", 422: "check --model and --effort",
 }
@@ -269,10 +269,13 @@ class Command:
             def is_over() -> bool:
                 return child.poll() is not None or os.fstat(out.fileno()).st_size > COMMAND_BYTES
 
-            fault = asyncio.run(_wait(is_over, self.limits.deadline_s, stopped, self.name))
-            with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
-                os.killpg(child.pid, signal.SIGKILL)
-            code, text, errors = child.wait(), _read(out), _read(err)
+            try:
+                fault = asyncio.run(_wait(is_over, self.limits.deadline_s, stopped, self.name))
+            finally:  # also at a Ctrl-C during the start
+                with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
+                    os.killpg(child.pid, signal.SIGKILL)
+                code = child.wait()
+            text, errors = _read(out), _read(err)
         if not fault and (code or not text):
             fault = Unavailable(f"{self.name} gave no answer (exit code {code}, {len(text)} characters; "
                                 f"stderr: {one_line(errors[-300:])!r})")

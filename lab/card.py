@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from lab import sandbox
-from lab.ledger import one_line
+from lab.ledger import SetupError, one_line
 
 CHECK_S = 240.0    # imports from a cold disk and the first compilation; usually 10 s
 DRIVER = 580       # the oldest that runs CUDA 13, which the pinned torch is built for
@@ -31,17 +31,18 @@ x = torch.ones(256, 256, device="cuda")
 assert (x @ x)[0, 0].item() == 256
 print("step compile", flush=True)
 assert torch.compile(lambda x: x.sin() + 1)(x).mean().item() > 1
+print("card", torch.cuda.get_device_name())
 print("step done", flush=True)
 """
 
 
 def check(device: str, program: str = PROGRAM) -> str:
-    """What the user must do before trials can run on this device; "" where they can."""
+    """The name of the card, as torch says it; "" for another device. Raises SetupError where no trial can run on it."""
     if device in ("cpu", "mps"):
         return ""
     if device != "cuda":
-        return (f"AUTORESEARCH_DEVICE={one_line(device, 40)} names no device: say cuda, mps or cpu, and choose among "
-                "several cards by CUDA_VISIBLE_DEVICES")
+        raise SetupError(f"AUTORESEARCH_DEVICE={one_line(device, 40)} names no device: say cuda, mps or cpu, and "
+                         "choose among several cards by CUDA_VISIBLE_DEVICES")
     with tempfile.TemporaryDirectory() as folder:
         if sys.platform == "linux" and not (DEV / "nvidia-uvm").exists() and not (DEV / "dxg").exists():
             # CUDA makes this file outside the sandbox; no trial may, and CUDA does not start without it.
@@ -50,8 +51,10 @@ def check(device: str, program: str = PROGRAM) -> str:
         command = sandbox.command(folder, folder, [sys.executable, "check.py"])
         out = _run(command, folder, sandbox.environment(folder, folder))
     steps = ["start", *re.findall(r"(?m)^step (\w+)$", out)]
+    if steps[-1] == "done":
+        return re.search(r"(?m)^card (.*)$", out)[1]
     lines = ["it said nothing", *(line for line in out.splitlines() if line.strip() and line[:5] != "step ")]
-    return "" if steps[-1] == "done" else f"the GPU cannot be used: {advice(steps[-1], one_line(lines[-1], 200))}"
+    raise SetupError(f"the GPU cannot be used: {advice(steps[-1], one_line(lines[-1], 200))}")
 
 
 def _run(command: list[str], folder: str, environment: dict[str, str]) -> str:

@@ -30,6 +30,12 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def filled(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: leave it out, or name something")
+    return text
+
+
 def within(least: float, most: float, what: str, kind: type = float) -> Callable[[str], float]:
     """A reader of numbers from `least` to `most`, neither of them infinite."""
     def read(text: str) -> float:
@@ -55,6 +61,7 @@ def n_gpus(text: str) -> int:
 
 
 positive = within(1e-9, inf, "a positive number")
+hours = within(1e-9, 10_000, "a positive number up to 10 000")
 count = within(0, 1e9, "a number of experiments", int)
 
 
@@ -69,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
     commands = parser.add_subparsers(dest="word", metavar="WORD", parser_class=Parser)
     for name, (about_word, add_options) in WORDS.items():
         command = commands.add_parser(name, help=about_word, description=about_word, allow_abbrev=False)
+        command.register("type", None, filled)  # the reader of an option that names none
         command.add_argument("--tag", metavar="T", help="the session on branch autoresearch/T (default: the one "
                              "that is checked out, else a new one named after today)")
         if name != "report":
@@ -83,6 +91,9 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
         command = commands.choices[options.word]
         known = [name for action in command._actions for name in action.option_strings]
         command.error(f"there is no option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    if options.word == "research" and options.researcher_command and (options.max_usd or options.prices):
+        command = commands.choices[options.word]
+        command.error("nobody tells what a command's answers cost: leave --max-usd and --prices out")
     options.data = options.data and absolute(options.data)  # before the working directory changes
     return options
 
@@ -95,7 +106,7 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 def add_research(parser: Parser) -> None:
     limits = parser.add_argument_group("when to stop (default: when you press Ctrl-C)")
     limits.add_argument("--experiments", type=count, metavar="N", help="after N experiments beside the baseline")
-    limits.add_argument("--hours", type=positive, metavar="H", help="after H hours, the last part kept for confirm")
+    limits.add_argument("--hours", type=hours, metavar="H", help="after H hours, the last part kept for confirm")
     limits.add_argument("--max-usd", type=positive, metavar="X", help="when the model's calls have cost X dollars")
     session = parser.add_argument_group("the session (the same for all its experiments)")
     session.add_argument("--budget", type=positive, metavar="S",

@@ -61,7 +61,7 @@ class Display:
         self.plain = not can_draw() if plain is None else plain
         self.drawn: list[int] = []                  # columns of each line of the last frame
         self.history: Sequence[Experiment] = ()
-        self.standing = "nothing is measured yet"   # the incumbent in words, made once a row
+        self.standing = ""                          # the incumbent in words, made once a row
         self.running: dict[int, Running] = {}       # by slot
         self.rival: Curve = {}                      # the incumbent's
         self.researcher, self.limits, self.since = "", "", 0.0
@@ -93,9 +93,19 @@ class Display:
 
     def show_limits(self, text: str) -> None:
         self.limits = one_line(text, 200)
+        if self.plain:
+            self.say(self.limits)
 
     def show_researcher(self, text: str) -> None:
-        self.researcher, self.since = one_line(text, 200), time.monotonic()
+        """What the researcher does now; "" for nothing."""
+        before, self.researcher, self.since = self.researcher, one_line(text, 200), time.monotonic()
+        if self.plain and self.researcher != before:
+            self.say(self.researcher or f"{before}: over")
+
+    def show_end(self) -> None:
+        """Nothing runs any more, and nobody is asked: the last frame stays on the screen."""
+        self.running.clear()
+        self.researcher = self.limits = ""
 
     def trial_started(self, slot: int, number: int, description: str, source: str, budget_s: float) -> None:
         what = f"#{number} {one_line(description, 200)} ({one_line(source, 60)})"
@@ -110,6 +120,8 @@ class Display:
             return
         if kind in PHASES:
             trial = replace(trial, phase=PHASES[kind], since=time.monotonic())
+            if self.plain:
+                self.say(f"#{trial.number} {trial.phase}")
         elif kind == "memory":
             trial = replace(trial, memory=f"{float(value):.1f} GB")
         elif kind == "line":

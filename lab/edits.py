@@ -63,11 +63,14 @@ class Flaw(StrEnum):
 
 
 class ProposalError(Exception):
-    """What a model said cannot be used. The text is for the model, `kind` is for decisions."""
+    """What a model said cannot be used. The text is for the model, `kind` is for decisions.
 
-    def __init__(self, text: str, kind: Flaw = Flaw.CONFLICT):
+    reason: what is wrong with a train.py, for a person; "" where something else is wrong.
+    """
+
+    def __init__(self, text: str, kind: Flaw = Flaw.CONFLICT, reason: str = ""):
         super().__init__(text)
-        self.kind = kind
+        self.kind, self.reason = kind, reason
         self.usd = 0.0         # billed for the answers that could not be used
         self.description = ""  # what the idea was, if that much could be read
 
@@ -89,8 +92,13 @@ class Answer:
     notes: str = ""      # the model's own notebook, "" if it wrote nothing new
 
 
-def _wrong(what: str, kind: Flaw = Flaw.CONTENT) -> ProposalError:
-    return ProposalError(f"{what} Nothing was applied; send the whole answer again.", kind)
+def _wrong(what: str, kind: Flaw = Flaw.CONTENT, reason: str = "") -> ProposalError:
+    return ProposalError(f"{what} Nothing was applied; send the whole answer again.", kind, reason)
+
+
+def _unfit(reason: str, advice: str) -> ProposalError:
+    """A train.py that cannot run: why, and what the model shall do."""
+    return _wrong(f"The resulting train.py {reason}. {advice}", reason=reason)
 
 
 def parse(answer: str) -> Answer:
@@ -243,8 +251,8 @@ def check(code: str, tried: Collection[str]) -> None:
     """Raise ProposalError unless the file compiles, calls stream and finish, and is new."""
     called = _calls(_tree(code))
     if lost := [name for name in ("stream", "finish") if name not in called]:
-        raise _wrong(f"The resulting train.py does not call prepare's {' and '.join(lost)}: a trial pulls "
-                     "batches from stream(batch_size, seq_len) and ends with finish(model).")
+        raise _unfit(f"does not call prepare's {' and '.join(lost)}: a trial pulls batches from "
+                     "stream(batch_size, seq_len) and ends with finish(model)", "Keep these calls.")
     if fingerprint(code) in tried:
         raise ProposalError("The resulting train.py, comments and layout aside, was already tried; its "
                             "result is in the history. Propose something else.", Flaw.TRIED)
@@ -265,7 +273,7 @@ def fingerprint(code: str) -> str:
 def _tree(code: str) -> ast.Module:
     """Parse without running anything, docstrings left out. Raises ProposalError."""
     if len(code) > MAX_CODE:
-        raise _wrong(f"The resulting train.py has more than {MAX_CODE} characters: shorten it.")
+        raise _unfit(f"has more than {MAX_CODE} characters", "Shorten it.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape would warn on the user's terminal
@@ -275,8 +283,8 @@ def _tree(code: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         at = getattr(error, "lineno", None) or 1
         near = _shown(code.split("\n")[max(0, at - 3):at + 2])
-        raise _wrong(f"The resulting train.py does not compile: {one_line(str(error), 200)}. Around line "
-                     f"{at} it is:\n{near}\nSend plain, flat Python.") from None
+        raise _unfit(f"does not compile: {one_line(str(error), 200)}",
+                     f"Around line {at} it is:\n{near}\nSend plain, flat Python.") from None
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [line for line in node.body

@@ -1,12 +1,13 @@
 """What must hold before a session starts, and while it runs.
 
 A start that is refused is one SetupError with nothing changed, and cheap checks come before dear ones:
-device, branch, train.py, budget and model before any data is prepared. While the session runs, a fault of
-the user's or of the machine becomes a SetupError before it becomes a row.
+device, branch, train.py, budget, the corpus' name and the model before any data is prepared. While the session runs, a
+fault of the user's or of the machine becomes a SetupError before it becomes a row.
 """
 
 import argparse
 import hashlib
+import os
 import resource
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -21,6 +22,7 @@ from lab.memory import read_program
 from lab.model import Researcher, Unavailable, has_key
 from lab.session import Session
 from lab.store import Store
+from lab.texts import find_files
 from prepare import DEFAULT_BUDGET_S, default_device
 
 Say = Callable[[str], None]
@@ -41,17 +43,11 @@ def open_session(root: Path, options: argparse.Namespace, say: Say,
             raise SetupError("nothing to confirm yet: run python agent.py first")
         check_train(store.train_code())
         settle_budget(options, rows, store.tag)
-        if default_device() == "cuda":
-            report("checking the GPU", 0, 0)
-        if why := card.check(default_device()):
-            raise SetupError(why)
-        settle_places(options)
+        source, shards = settle_data(root, options, rows, store.tag)
+        settle_places(options, rows, store.tag, report)
         researcher = pick_researcher(options, root / "runs" / store.tag, say, report)
-        data = find_data(root, options, rows, report)
-        if rows and rows[0].data != data.hash[:8]:
-            raise SetupError(f"session {store.tag} was measured on data {rows[0].data}, not {data.hash[:8]} "
-                             f"({data.name}): name the same --data, or start another session with "
-                             f"--tag {store.tag}-2")
+        data = open_data(source, report, shards)
+        check_data(data, rows, store.tag)
         if options.longer:
             check_longer(options.longer, rows, data)
         done = [*store.begin(), *store.recover()]
@@ -72,14 +68,18 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
     sizes = {"corpus": data.name, "VOCAB_SIZE": data.vocab_size, "MAX_SEQ_LEN": data.max_seq_len,
              "training tokens": data.train_tokens}
     code = store.code(incumbent.number) if incumbent else ""
-    return Session(store.tag, runs, budget_s, sizes, rows, history, code, read_program(root))
+    program = read_program(root)
+    if history:  # an edit since its last experiment was saved is a change
+        program = store.here.show(f"{store.candidate_ref(history[-1].number)}:program.md").decode(errors="replace")
+    return Session(store.tag, runs, budget_s, sizes, rows, history, code, program)
 
 
 # Before the start -------------------------------------------------------------------------------
 
 
 def check_limits() -> None:
-    """Raise SetupError where no trial could run under these limits."""
+    """Raise SetupError where no trial could run under these limits, or not under those that were asked for."""
+    sandbox.level()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < restrict.MAX_FILE_BYTES:
         raise SetupError(f"no file may be larger than {limit / 1e9:g} GB here, and a trial's memory is a file: run "
@@ -90,8 +90,7 @@ def check_train(code: str) -> None:
     try:
         edits.check(code, ())
     except edits.ProposalError as error:
-        why = one_line(str(error.__context__ or error)).rstrip(".")  # in Python's own words, where it has some
-        raise SetupError(f"train.py cannot be the baseline: {why}; mend it and commit") from None
+        raise SetupError(f"train.py cannot be the baseline: it {error.reason}; mend it and commit") from None
 
 
 def settle_budget(options: argparse.Namespace, rows: Sequence[Row], tag: str) -> None:
@@ -109,18 +108,28 @@ def check_longer(times: float, rows: Sequence[Row], data: Data) -> None:
     history = ledger.experiments(rows)
     ends = history[0], ledger.incumbent(history)
     if ends[0] is ends[1]:
-        raise SetupError("no experiment was kept, so there is no gain that --longer could measure")
-    n_passes = times * 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens
-    if n_passes > 2:
-        raise SetupError(f"--longer {times:g} would train {n_passes:.1f} times over the same data; past 2, models of "
-                         f"this kind learn it by heart: at most --longer {1.9 * times / n_passes:.1f}")
+        raise SetupError("the baseline stands, so there is no gain that --longer could measure")
+    n_passes = 1e6 * max(e.own.tokens_m for e in ends) / data.train_tokens  # of one budget
+    if times * n_passes > 2:
+        most = 1.9 / n_passes
+        mend = f"at most --longer {most:.1f}" if most > 1.1 else "start a session with more text"
+        raise SetupError(f"--longer {times:g} would train {times * n_passes:.1f} times over the same data; past 2, "
+                         f"models of this kind learn it by heart: {mend}")
 
 
-def settle_places(options: argparse.Namespace) -> None:
-    """Where trials run on this machine. Raises SetupError where it has no such place."""
+def settle_places(options: argparse.Namespace, rows: Sequence[Row], tag: str, report: Report) -> None:
+    """Where trials run on this machine. Raises SetupError where it has no such place, or is not the session's."""
+    device = default_device()
+    if device == "cuda":
+        report("checking the GPU", 0, 0)
+    name = card.check(device)
     if options.ray and not find_spec("ray"):
         raise SetupError("--ray needs Ray, which is an extra: run `uv sync --extra ray`, or `pip install ray`")
-    options.places = [] if options.ray else slots_here(options.slots, options.gpus, default_device())
+    options.places = [] if options.ray else slots_here(options.slots, options.gpus, device)
+    if rows and options.places and not options.places[0].card:  # one of several cards, or a host, is seen by its trials
+        here = name or f"{device} x{len(options.places[0].cores) or os.cpu_count()}"  # as a referee names it
+        if here != rows[0].device:
+            raise other_machine(rows[0].device, here, tag)
 
 
 def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: Report) -> Researcher | None:
@@ -144,14 +153,20 @@ def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: R
         say(f"{error}; {waits}")
     price = researcher.price
     cost = f"${price[0]:g} in, ${price[1]:g} out a million tokens" if price else "price unknown, counted as $0"
-    share = f"; the tuner takes {options.tuner_share:.0%} of the turns, more only while the model is out"
+    share = f"; the tuner takes {options.tuner_share:.0%} of the turns, more while the model is out or late"
     say(f"{researcher.name} proposes ({cost})" + share * (options.researcher == "auto" and options.tuner_share > 0))
     return researcher
 
 
-def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row], report: Report) -> Data:
-    """The corpus that was named, else the session's own, else the default here. Raises SetupError."""
+def settle_data(root: Path, options: argparse.Namespace, rows: Sequence[Row], tag: str) -> tuple[str, int]:
+    """(name, shards) of the corpus: as it was named, else the session's own, else the default here. Raises SetupError.
+
+    Nothing is prepared and nothing downloaded yet.
+    """
     known = corpus.remembered(rows[0].data) if rows else None
+    if rows and not known and options.data is None:
+        raise SetupError(f"the corpus of session {tag} (data {rows[0].data}) is not in {cache_folder()}: name it with "
+                         "--data, and --shards if it had some")
     if known and options.data in (None, known[0]):
         source, shards = known
     else:
@@ -159,12 +174,30 @@ def find_data(root: Path, options: argparse.Namespace, rows: Sequence[Row], repo
     if known and source != known[0] and SIZES.keys() & {source, known[0]}:  # two paths may hold the same
         raise SetupError(f"this session was measured on {known[0]}, not {source}: leave --data out, or start another "
                          "session with --tag NAME")
+    if options.shards and shards not in (0, options.shards):
+        raise SetupError(f"this session was measured on {shards} shards, not {options.shards}: leave --shards out, or "
+                         "start another session with --tag NAME")
     own = [] if source in SIZES else [Path(source)]
     if path := sandbox.exposed([root, cache_folder(), *own]):
         way_out = " with AUTORESEARCH_CACHE" if path == cache_folder() else ""
         raise SetupError(f"every trial could read {path}, which lies below what Python needs: move it elsewhere"
                          + way_out)
-    return open_data(source, report, options.shards or shards or SHARDS)
+    if own:
+        find_files(source)  # refuses a path without text
+    return source, options.shards or shards or SHARDS
+
+
+def check_data(data: Data, rows: Sequence[Row], tag: str) -> None:
+    """Raise SetupError where the session was measured on other data."""
+    if not rows or rows[0].data == data.hash[:8]:
+        return
+    other = f"start another session with --tag {tag}-2"
+    known = corpus.remembered(rows[0].data)
+    if known and known[0] == data.source:
+        raise SetupError(f"{data.source} has changed since session {tag} was measured on it: put its text back, or "
+                         + other)
+    raise SetupError(f"session {tag} was measured on data {rows[0].data}, not {data.hash[:8]} ({data.name}): name the "
+                     f"same --data, or {other}")
 
 
 def start_lines(options: argparse.Namespace, data: Data) -> list[str]:
@@ -216,11 +249,15 @@ def suspects_machine(session: Session, trial: Trial) -> bool:
     Raises SetupError for a machine that is not the session's.
     """
     if session.device not in ("", trial.device):
-        raise SetupError(f"this session was measured on {session.device}, this machine has {trial.device}; start "
-                         f"another with --tag {session.tag}-2")
+        raise other_machine(session.device, trial.device, session.tag)
     last = session.rows[-1] if session.rows else None
     before = last is not None and last.status is Status.CRASH and last.train_seconds == 0
     return trial.ending is Ending.MACHINE or (before and trial.crashed and trial.train_seconds == 0)
+
+
+def other_machine(before: str, now: str, tag: str) -> SetupError:
+    return SetupError(f"this session was measured on {before}, trials here have {now}; start another with "
+                      f"--tag {tag}-2")
 
 
 def machine_fault(trial: Trial) -> SetupError:

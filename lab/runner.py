@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import baseline, sandbox
+from lab.commandline import positive, within
 from lab.corpus import Data, default_data, held_out, open_data
+from lab.display import progress_bar
 from lab.ledger import Ending, SetupError, Trial, one_line
 from lab.referee import DEFAULT_LIMITS, MODEL, START_SLACK_S, WITNESS_FACTOR, TrialLimits
 from lab.wire import KEEP_FREED_MEMORY
@@ -27,6 +29,7 @@ from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
 REFEREES: set[int] = set()  # this process's, alive: the end of one trial spares the trials beside it
+MAX_SEED = 2**32 - 1  # numpy's
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
 
 
@@ -140,14 +143,15 @@ def by_hand(path: Path) -> int:
     """`python train.py`: a trial without a witness; prints its lines and a summary."""
     about = "Train AUTORESEARCH_BUDGET seconds on AUTORESEARCH_DATA with AUTORESEARCH_SEED, print a summary."
     argparse.ArgumentParser(path.name, description=about).parse_args()
-    setting = os.environ.get
     try:
-        data = open_data(setting("AUTORESEARCH_DATA") or default_data())
+        budget_s = setting("AUTORESEARCH_BUDGET", positive, DEFAULT_BUDGET_S)
+        seed = setting("AUTORESEARCH_SEED", within(0, MAX_SEED, f"a whole number up to {MAX_SEED}", int), 0)
+        sandbox.level()
+        with progress_bar() as report:
+            data = open_data(os.environ.get("AUTORESEARCH_DATA") or default_data(), report)
         trial = run(
-            path.read_text(encoding="utf-8"), data=data, folder=ROOT / "runs" / "by-hand",
-            seed=int(setting("AUTORESEARCH_SEED") or 0), witness_below=-math.inf,
-            budget_s=float(setting("AUTORESEARCH_BUDGET") or DEFAULT_BUDGET_S),
-            is_baseline=True, last_try=True, on_event=print_line)
+            path.read_text(encoding="utf-8"), data=data, folder=ROOT / "runs" / "by-hand", seed=seed,
+            budget_s=budget_s, witness_below=-math.inf, is_baseline=True, last_try=True, on_event=print_line)
     except (SetupError, RefereeFailed) as error:
         print(f"{path.name}: {error}", file=sys.stderr)
         return 2
@@ -155,6 +159,14 @@ def by_hand(path: Path) -> int:
         if name not in ("log", "late_log", "phases", "profile", "versions"):
             print(f"{name}: {value}")
     return 1 if trial.val_bpb is None else 0
+
+
+def setting(name: str, read: Callable[[str], float], default: float) -> float:
+    """A variable's number. Raises SetupError."""
+    try:
+        return read(os.environ.get(name) or str(default))
+    except argparse.ArgumentTypeError as error:
+        raise SetupError(f"{name}: {error}") from None
 
 
 def print_line(kind: str, value: object) -> None:

@@ -33,6 +33,7 @@ from pathlib import Path
 import psutil
 
 from lab import restrict, syscalls
+from lab.ledger import SetupError, one_line
 from lab.restrict import die_with_parent, hide  # noqa: F401  the trusted processes use them too
 
 LEVEL_VARIABLE = "AUTORESEARCH_SANDBOX"  # "filter" or "none": no more than that level
@@ -66,14 +67,16 @@ def level() -> str:
 
 
 def _kind() -> str:
-    return best_kind(os.environ.get(LEVEL_VARIABLE, "ns"))
+    return best_kind(os.environ.get(LEVEL_VARIABLE) or "ns")
 
 
 @functools.cache
 def best_kind(at_most: str) -> str:
-    """The best of "ns", "filter" and "none" under which a Python really starts."""
+    """The best of "ns", "filter" and "none" under which a Python really starts. Raises SetupError."""
+    if at_most not in ("ns", "filter", "none"):
+        raise SetupError(f"{LEVEL_VARIABLE}={one_line(at_most, 40)} is no level: say filter or none, or unset it")
     known = restrict.landlock_version() and os.uname().machine in syscalls.ARCHITECTURES
-    kinds = {"filter": ["filter"], "none": []}.get(at_most, ["ns", "filter"])
+    kinds = {"ns": ["ns", "filter"], "filter": ["filter"], "none": []}[at_most]
     for kind in kinds if known else []:
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError, subprocess.SubprocessError):
             words = _command(kind, folder, folder, [sys.executable, "-I", "-S", "-c", ""], ())

@@ -96,7 +96,7 @@ def find_files(source: str) -> tuple[dict[str, Path], str]:
     files = {p.relative_to(path.parent).as_posix(): p for p in found if p.suffix in SUFFIXES}
     if not files:
         raise SetupError(f"no text in {source}; a corpus is a .txt, .jsonl or .parquet file, or a folder of them")
-    read = f"{len(files)} files read"
+    read = f"{len(files)} file{'s' * (len(files) != 1)} read"
     if skipped := Counter(p.suffix or "no suffix" for p in found if p.suffix not in SUFFIXES):
         kinds = ", ".join(f"{suffix} {n}" for suffix, n in skipped.most_common(5))
         read += f", {skipped.total()} skipped ({kinds})"

@@ -9,13 +9,14 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 
 from lab import confirm, ledger
-from lab.ledger import Experiment, Row, Status, Trial
-from lab.session import Again, Candidate, Session, Stopped
+from lab.ledger import Experiment, Proposal, Row, Status, Trial
+from lab.session import Again, Candidate, New, Session, Stopped
 
 # Experiments without a keep until the incumbent is measured once more: luck does not last.
 REPEAT_AFTER = 8
@@ -141,6 +142,20 @@ class Limits:
         if self.options.hours is None:
             return math.inf
         return self.started_at + 3600 * self.options.hours - self.confirm_s(session) - time.monotonic()
+
+
+def confirm_length(session: Session, choose: confirm.Choose) -> str:
+    """How many trials confirm has before it and how long they take, in words; it is asked as if each one ran."""
+    n_trials, running = 0, []
+    with suppress(Stopped):  # all is measured
+        while step := choose(session, running):
+            is_new = isinstance(step, New)
+            n_trials += confirm.SEEDS if is_new else 1
+            number, step = (-1, step) if is_new else (step.number, New(Proposal("", "", ""), step.split))
+            running.append(Candidate(number, "", 0, step))
+    seconds = math.ceil(n_trials / session.n_slots) * trial_s(session)
+    took = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+    return f"measures {n_trials} trial{'s' * (n_trials != 1)}, about {took}"
 
 
 def n_ideas(session: Session) -> int:

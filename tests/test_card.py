@@ -6,9 +6,11 @@ import sys
 import pytest
 
 from lab import card
+from lab.ledger import SetupError
 from prepare import default_device
 
-STEPS = "".join(f'print("step {step}", flush=True)\n' for step in ("build", "cuda", "compile", "done"))
+STEPS = "".join(f'print("step {step}", flush=True)\n' for step in ("build", "cuda", "compile"))
+STEPS += 'print("card NVIDIA H100 80GB HBM3")\nprint("step done")\n'
 
 
 def ends_at(step: str, error: str) -> str:
@@ -34,27 +36,34 @@ def dev(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_card_that_works_needs_no_advice(dev):
-    assert card.check("cuda", STEPS) == ""
+def advised(device: str, program: str = STEPS) -> str:
+    """The line that refuses a device."""
+    with pytest.raises(SetupError) as refused:
+        card.check(device, program)
+    return str(refused.value)
+
+
+def test_a_card_that_works_is_known_by_its_name(dev):
+    assert card.check("cuda", STEPS) == "NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize("step", ["build", "cuda", "compile"])
 def test_every_failure_is_one_line_with_its_error(dev, step):
-    line = card.check("cuda", ends_at(step, f"no luck\nwith {step}"))
+    line = advised("cuda", ends_at(step, f"no luck\nwith {step}"))
     assert line.startswith("the GPU cannot be used: ") and f"with {step}" in line and "\n" not in line
 
 
 def test_a_sandbox_that_starts_nothing_is_said(dev):
-    assert "does not start inside the sandbox (dead)" in card.check("cuda", "raise SystemExit('dead')")
+    assert "does not start inside the sandbox (dead)" in advised("cuda", "raise SystemExit('dead')")
 
 
 def test_a_program_that_hangs_is_ended(dev, monkeypatch):
     monkeypatch.setattr(card, "CHECK_S", 1.0)
-    assert "took longer than 1 s" in card.check("cuda", 'print("step cuda", flush=True)\nimport time\ntime.sleep(60)')
+    assert "took longer than 1 s" in advised("cuda", 'print("step cuda", flush=True)\nimport time\ntime.sleep(60)')
 
 
 def test_a_number_of_a_card_is_refused():
-    assert "CUDA_VISIBLE_DEVICES" in card.check("cuda:1")
+    assert "CUDA_VISIBLE_DEVICES" in advised("cuda:1")
 
 
 @pytest.mark.parametrize("gone, version, error, wanted", [
@@ -84,7 +93,9 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 @pytest.mark.skipif(default_device() != "cuda", reason="no card: the session below says so")
 def test_the_real_program_finds_this_card_in_order():
-    assert card.check("cuda") == ""
+    import torch
+
+    assert card.check("cuda") == torch.cuda.get_device_name()
 
 
 def test_a_session_without_its_gpu_ends_with_one_line_and_code_2(root, agents, arguments):

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import threading
 from pathlib import Path
 
@@ -23,6 +24,7 @@ WRONG = """
 --hours -2 | not a positive number
 --hours nan | not a positive number
 --hours inf | not a positive number
+--hours 1e8 | up to 10 000
 --hours eight | not a positive number
 --hour 8 | --hours
 --max-usd 0 | not a positive number
@@ -60,6 +62,13 @@ WRONG = """
 --researcher-command | expected one argument
 --fallback | expected one argument
 --notify | expected one argument
+--researcher-command true --max-usd 5 | leave --max-usd and --prices out
+--researcher-command true --prices 1,2 | nobody tells what a command's answers cost
+--data '' | --data: it is empty
+--tag '' | --tag: it is empty
+--model '' | --model: it is empty
+--notify ' ' | --notify: it is empty
+--researcher-command '' | --researcher-command: it is empty
 --verbose | no option '--verbose'
 -x | no option '-x'
 --each | no option '--each'
@@ -87,7 +96,7 @@ LINES = [tuple(part.strip() for part in line.split(" | ")) for line in WRONG.str
 @pytest.mark.parametrize(("words", "said"), LINES)
 def test_a_wrong_command_line_is_one_line_that_names_what_was_meant(words, said, capsys):
     with pytest.raises(SystemExit) as end:
-        parse(words.split())
+        parse(shlex.split(words))
     out, err = capsys.readouterr()
     assert (end.value.code, out, err.count("\n")) == (2, "", 1)
     assert said in err and "usage:" not in err

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,14 @@ from lab import confirm, ledger, opening, report
 from lab.archive import Archive
 from lab.ledger import Proposal, Row, Status, experiments
 from lab.session import Again, Candidate, New, Session, Stopped
-from lab.turns import trial_s
+from lab.turns import confirm_length, trial_s
 
 PARENT = "a = 1\n\nb = 2\n\nc = 3\n"
 KEPT = "a = 1\n\nb = 20\n\nc = 3\n"
 
 # agent.py with trials that cost nothing: the loss is a function of the file, the split and the seed.
 DRIVER = """\
-import re, sys
+import os, re, sys
 import numpy as np
 from lab import baseline, runner
 from lab.ledger import Trial
@@ -38,7 +39,7 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
     (folder / "trial" / "cache").mkdir(parents=True, exist_ok=True)
     if more["is_baseline"]:
         baseline.write(folder, baseline.Baseline(1.0, 1, np.zeros(1)))
-    return Trial(value, "", seed, split, budget_s, "cpu x2", data.hash[:8], "full", witnessed=True)
+    return Trial(value, "", seed, split, budget_s, f"cpu x{os.cpu_count()}", data.hash[:8], "full", witnessed=True)
 
 runner.run = run
 import agent  # its fleet takes runner.run as it finds it
@@ -156,6 +157,22 @@ def test_longer_measures_each_side_as_often_and_goes_on_where_it_stopped():
     assert steps([*SESSION, row(0, 2.3, status="busy", budget=900.0)]) == steps(SESSION)
 
 
+def test_confirm_says_how_many_trials_are_before_it_and_how_long_they_take():
+    def length(rows: list[Row], budget_s: float, each: bool = False, is_longer: bool = False) -> str:
+        now = under(budget_s, rows)
+        return confirm_length(now, confirm.plan(now, each, is_longer, {0: "a = 1", 1: KEPT, 2: KEPT}.get)[0])
+
+    timed = [replace(row, total_seconds=330.0) for row in SESSION]
+    assert length(timed, 300.0) == "measures 6 trials, about 33 minutes"
+    assert length(timed, 300.0, each=True) == "measures 3 trials, about 16 minutes"
+    assert length(timed, 900.0, is_longer=True) == "measures 2 trials, about 33 minutes"
+    assert length([*timed, LONGER[0]], 900.0, is_longer=True).startswith("measures 1 trial, about")
+    now, idea = under(300.0, timed), Proposal("without #1: idea 1", "a = 1", confirm.LEFT_OUT)
+    choose = partial(confirm.next_measurement, goal={2: 3}, removals={1: idea})
+    assert confirm_length(now, choose).startswith("measures 3 trials")
+    assert confirm_length(now, partial(choose, removals={})).startswith("measures 0 trials")
+
+
 def test_rows_of_a_longer_budget_count_in_no_estimate():
     plain, more = under(300.0, SESSION), under(300.0, [*SESSION, *LONGER, row(0, 2.4, status="busy", budget=900.0)])
     assert [e.val_bpb for e in more.history] == [e.val_bpb for e in plain.history]
@@ -188,7 +205,10 @@ def test_longer_is_refused_past_two_passes_over_the_data_and_without_a_keep(corp
     opening.check_longer(2.8, rows, corpus)
     with pytest.raises(ledger.SetupError, match="2.1 times over the same data.*at most --longer 2.7"):
         opening.check_longer(3, rows, corpus)
-    with pytest.raises(ledger.SetupError, match="no experiment was kept"):
+    often = [replace(row, tokens_m=2.5 * million) for row in rows]
+    with pytest.raises(ledger.SetupError, match="by heart: start a session with more text"):
+        opening.check_longer(1.2, often, corpus)
+    with pytest.raises(ledger.SetupError, match="the baseline stands, so there is no gain"):
         opening.check_longer(2, rows[:1], corpus)
 
 

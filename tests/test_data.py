@@ -1,5 +1,6 @@
 """Corpora: the same bytes everywhere, splits that share nothing, a preparation that survives what interrupts it."""
 
+import argparse
 import errno
 import hashlib
 import http.server
@@ -26,9 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import corpus as corpora
-from lab import packing, texts
+from lab import opening, packing, texts
 from lab.corpus import Data, open_data
-from lab.ledger import SetupError
+from lab.ledger import Row, SetupError
 
 PYTHON = sys.executable
 
@@ -481,6 +482,11 @@ def test_more_shards_change_the_training_rows_alone(server: Shards) -> None:
     assert asked == 15  # no shard twice
     assert open_data("climbmix", shards=2) == few
     assert corpora.remembered(more.hash[:8]) == ("climbmix", 13)
+    asked_for, rows = argparse.Namespace(data=None, shards=None), [Row("c", 1.0, data=more.hash[:8])]
+    assert opening.settle_data(ROOT, asked_for, rows, "t") == ("climbmix", 13)
+    asked_for.shards = 2
+    with pytest.raises(SetupError, match="measured on 13 shards, not 2: leave --shards out"):
+        opening.settle_data(ROOT, asked_for, rows, "t")
     assert len(server.asked) == asked
 
 
@@ -629,3 +635,13 @@ def test_a_corpus_is_found_again_by_its_hash_and_from_any_folder(corpus: Data, c
     found, shards = corpora.remembered(corpus.hash[:8])
     assert open_data(found).hash == corpus.hash and shards == 0
     assert corpora.remembered("0" * 8) is None
+
+
+def test_other_data_than_the_sessions_is_refused_with_what_is_different(corpus: Data) -> None:
+    rows, edited = [Row("c", 1.0, data=corpus.hash[:8])], replace(corpus, hash="0" * 64)
+    opening.check_data(corpus, rows, "t")
+    opening.check_data(edited, [], "t")
+    with pytest.raises(SetupError, match="has changed since session t was measured on it: put its text back"):
+        opening.check_data(edited, rows, "t")
+    with pytest.raises(SetupError, match="name the same --data, or start another session with --tag t-2"):
+        opening.check_data(replace(edited, source="/elsewhere"), rows, "t")

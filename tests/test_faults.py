@@ -314,12 +314,29 @@ def test_a_fault_of_ours_is_one_line_and_a_log_and_the_session_goes_on_once_it_i
     turns.write_text(whole.replace("def next_step(", "def next_step(*_):\n    return 1 / 0\n\n\ndef unused("))
     for said in ("a fault of ours (ZeroDivisionError", "the same fault as the last time: see"):
         git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "broken", "--allow-empty")
-        done = fakes.run_agent(root, *arguments)
+        done = fakes.run_agent(root, *arguments, "--notify", "(cat; echo $AUTORESEARCH_EVENT) > told")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1) and said in done.stderr, done.stderr
         assert "Traceback" not in done.stdout + done.stderr and rows_of(root) == before
+    assert (root / "told").read_text() == (
+        done.stderr.removeprefix("agent.py: ") + '{"event": "fault", "tag": "nov23"}\n')
     log = (root / "runs" / "nov23" / "fault.log").read_text()
     assert log.count("Traceback") == 2 and log.count("ZeroDivisionError: division by zero") == 2
     turns.write_text(whole)
     git(root, "-c", "user.name=P", "-c", "user.email=p@localhost", "commit", "-qam", "mended")
     done = fakes.run_agent(root, *arguments, "--experiments", "1")
     assert done.returncode == 0 and rows_of(root).count(b"\n") == before.count(b"\n") + 1, done.stderr
+
+
+def test_ctrl_c_during_the_start_is_one_line_and_changes_nothing(root, arguments):
+    before, asked = (rows_of(root), git(root, "rev-parse", "HEAD")), root / "runs" / "asked"
+    command = f"sh -c 'echo $$ > {asked}.new; mv {asked}.new {asked}; exec sleep 200'"
+    process = fakes.start_agent(root, *arguments, "--researcher", "auto", "--researcher-command", command)
+    while not asked.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "agent.py: stopped before anything ran\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(asked.read_text()), 0)
+    assert (rows_of(root), git(root, "rev-parse", "HEAD")) == before

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from invariants import check
 from model_server import ModelServer, answer
 
 from agent import Turn, judge, keep_below, next_step
-from lab import edits, ledger, runner
+from lab import edits, ledger, report, runner
 from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
 from lab.opening import row_warnings
 from lab.report import who_proposed
@@ -47,8 +48,9 @@ def evening(tmp_path_factory, corpus, corpus_path):
     script = [edit("faster", BETTER), edit("slower", WORSE), edit("broken", BROKEN), "no idea how to mend it"]
     with ModelServer(script) as server:
         done = run_agent(checkout, "--experiments", "3", "--tuner-share", "0", "--researcher", "llm", "--tag", "t",
-                         "--data", str(corpus_path), "--budget", "0.5", ANTHROPIC_BASE_URL=server.url,
-                         ANTHROPIC_API_KEY="sk-secret-of-the-test")
+                         "--data", str(corpus_path), "--budget", "0.5", "--notify",
+                         f"(cat; echo $AUTORESEARCH_EVENT) >> {checkout.parent}/told",
+                         ANTHROPIC_BASE_URL=server.url, ANTHROPIC_API_KEY="sk-secret-of-the-test")
     assert (done.returncode, done.stderr) == (0, "")
     return checkout, done.stdout
 
@@ -72,6 +74,15 @@ def test_a_session_keeps_the_better_discards_the_worse_and_logs_the_crash(evenin
     assert "sk-secret" not in everything
     assert "merged" in rows[2].note  # drafted against the baseline while "faster" was still running
     check(checkout)
+
+
+def test_a_command_is_told_of_the_new_best_and_of_the_stop(evening):
+    told = (evening[0].parent / "told").read_text().splitlines()
+    best, stop = json.loads(told[1]), json.loads(told[3])
+    rows = rows_of(evening[0])
+    assert best == {"event": "best", "tag": "t", "n_rows": 2, "experiment": 1, "val_bpb": rows[1].val_bpb}
+    assert stop == {"event": "stop", "tag": "t", "n_rows": 4, "why": "--experiments 3"}
+    assert told[2] == report.headline(rows) and len(told) == 4
 
 
 def test_its_continuation_and_its_morning(evening, data, agents, tmp_path):
@@ -110,7 +121,8 @@ def test_a_kill_leaves_no_process_and_of_two_stops_the_first_finishes_the_trial_
     process = start_and_wait(checkout, *command)  # the same command continues
     assert "another agent" in refused(agents, checkout, *command)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
+    assert re.search(r"\nstopping after this trial, 0:0\d left; Ctrl-C again ends it now\n", said), said
     assert process.returncode == 0 and len(rows_of(checkout)) == 1
     check(checkout)
     process = start_and_wait(checkout, *command)
@@ -152,7 +164,10 @@ def test_every_refused_start_is_one_line_and_changes_nothing(root, agents, data,
     assert "not a positive number" in refused(agents, root, "--budget", "0")
     assert "not a positive number" in refused(agents, root, "--budget", "nan")
     assert "--nonsense" in refused(agents, root, "--nonsense")
-    assert "nowhere" in refused(agents, root, "--data", str(tmp_path / "nowhere"))
+    with ModelServer(["hello"]) as server:  # which costs money, so it is asked last
+        assert "nowhere" in refused(agents, root, "--data", str(tmp_path / "nowhere"), ANTHROPIC_BASE_URL=server.url)
+        assert not server.n_proofs
+    assert "AUTORESEARCH_SANDBOX=flter is no level" in refused(agents, root, *data, AUTORESEARCH_SANDBOX="flter")
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "a.txt").write_text("too little")
     assert "small" in refused(agents, root, "--data", str(tmp_path / "small"))
@@ -172,16 +187,28 @@ def test_every_refused_start_is_one_line_and_changes_nothing(root, agents, data,
     (root / "program.md").unlink()
     assert "program.md" in refused(agents, root, *data)
     git(root, "checkout", "program.md")
-    (root / "train.py").write_text("def (:\n")
-    git(root, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
-    assert refused(agents, root, *data) == (
-        "agent.py: train.py cannot be the baseline: invalid syntax (train.py, line 1); mend it and commit\n")
+    for code, why in (("def (:\n", "does not compile: invalid syntax (train.py, line 1)"),
+                      ("x = 1\n" * 40_000, "has more than 200000 characters"),
+                      ("import prepare\n", "does not call prepare's stream and finish: a trial pulls batches from "
+                       "stream(batch_size, seq_len) and ends with finish(model)")):
+        (root / "train.py").write_text(code)
+        git(root, "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qam", "broken")
+        said = refused(agents, root, *data)
+        assert said == f"agent.py: train.py cannot be the baseline: it {why}; mend it and commit\n"
 
 
 def test_a_start_is_refused_under_an_unknown_device_or_where_trials_could_read_the_data(root, agents, data):
     assert "CUDA_VISIBLE_DEVICES" in refused(agents, root, *data, AUTORESEARCH_DEVICE="cuda:1")
     libraries = sysconfig.get_paths()["purelib"]
     assert "AUTORESEARCH_CACHE" in refused(agents, root, *data, AUTORESEARCH_CACHE=f"{libraries}/numpy/autoresearch")
+
+
+def test_a_session_is_refused_at_once_on_another_device_and_without_its_corpus(begun, agents, tmp_path):
+    words = "--tag", "nov23", "--researcher", "tuner"
+    said = refused(agents, begun, *words, AUTORESEARCH_DEVICE="mps")
+    assert re.search(r"measured on cpu x\d+, trials here have mps x\d+; start another with --tag nov23-2", said)
+    said = refused(agents, begun, *words, AUTORESEARCH_CACHE=str(tmp_path / "another"))
+    assert "is not in" in said and "name it with --data" in said
 
 
 def test_a_relative_path_is_the_users_and_a_session_finds_its_corpus_again(root, corpus_path):
@@ -217,13 +244,26 @@ def cwd_of(pid: str) -> str:
         return ""
 
 
-def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path):
+def test_python_train_py_by_hand_ends_with_a_summary(checkout, corpus_path, tmp_path):
     done = subprocess.run([sys.executable, "train.py"], cwd=checkout, capture_output=True, text=True, timeout=120,
-                          env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="0.5"))
+                          env=environment(AUTORESEARCH_DATA=str(corpus_path), AUTORESEARCH_BUDGET="0.5",
+                                          AUTORESEARCH_CACHE=str(tmp_path / "cache")))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert lines[0].startswith("training the tokenizer")  # no silence while a corpus is prepared
     start = next(i for i, line in enumerate(lines) if line.startswith("val_bpb:"))
     assert all(": " in line for line in lines[start:]) and 0 < float(lines[start].split(": ")[1]) < 20
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("BUDGET", "5m"), ("BUDGET", "0"), ("BUDGET", "nan"), ("SEED", "x"), ("SEED", "-1"), ("SANDBOX", "flter"),
+    ("DATA", "/nowhere/at/all")])
+def test_a_wrong_variable_of_train_py_by_hand_is_one_line(monkeypatch, capsys, name, value):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv(f"AUTORESEARCH_{name}", value)
+    assert runner.by_hand(Path("train.py")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: ") and said.count("\n") == 1 and value in said
 
 
 def test_the_help_of_train_py_by_hand_names_its_settings(monkeypatch, capsys):
@@ -337,7 +377,7 @@ def test_new_directions_throw_the_draft_away_and_stand_in_the_first_row_whose_id
     assert code == 0, out
     rows = rows_of(begun)[before:]
     assert [row.description for row in rows] == ["zero", "alpha", "omega"]
-    assert ["program.md changed" in row.note for row in rows] == [False, True, False]
+    assert ["program.md changed" in row.note for row in rows] == [True, True, False]  # also before the start
     assert "directions in program.md changed" in out and git(begun, "show", "HEAD:program.md") == steered
     billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
     assert billed == pytest.approx(sum(row.usd for row in rows), abs=1e-4)  # the lost draft's too
@@ -367,9 +407,10 @@ def test_dollars_end_the_session_before_they_are_overspent(begun, agents, words)
     with ModelServer([dear]) as server:
         code, out = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
         asked = len(server.requests)
-        again, _ = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
+        again, last = agents.run(begun, *words, "llm", "--max-usd", "0.5", server=server.url)
         assert len(server.requests) == asked
     assert (code, again, "stopped: " in out, "--max-usd" in out) == (0, 0, True, True), out
+    assert "\n0 experiments; $0.00\n" in last  # of this run; the session has spent more
     billed = sum(json.loads(line)["usd"] for line in (begun / "runs" / "nov23" / "calls.jsonl").open())
     assert 0 < billed <= 0.5 and sum(row.usd for row in rows_of(begun)) <= billed + 1e-3
     check(begun)

@@ -5,9 +5,12 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
-from fakes import ROOT
+from fakes import ROOT, git
 
 from agent import parse
 from lab import ledger, report
@@ -22,11 +25,73 @@ ROWS = [Row("aaa", 1.0, status="keep", description="baseline", source="baseline"
         Row("ccc", 0.8, status="repeat", description="better", experiment=2, source="model", split="test")]
 
 
-def test_every_agent_command_is_one_the_agent_knows():
-    commands = [shlex.split(command.partition("agent.py")[2]) for command in COMMANDS if "agent.py" in command]
-    assert len(commands) > 5 and ["confirm", "--each"] in commands
+AGENT = [shlex.split(command.partition("agent.py")[2]) for command in COMMANDS if "agent.py" in command]
+PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+INLINE = re.findall(r"`([^`\n]+)`", PROSE)
+ELSEWHERE = {"--gpus", "--slots", "--ray"}  # of a machine with cards, more cores, a cluster
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_agent_command_runs(cheap_session, agents, corpus_path, tmp_path):
+    """In their order in a session that rests, without a further experiment."""
+    root = Path(shutil.copytree(cheap_session, tmp_path / "checkout", symlinks=True))
+    assert len(AGENT) > 12 and ["confirm", "--each"] in AGENT
+    for words in AGENT:
+        git(root, "switch", "-q", "autoresearch/nov23")
+        allowed, extra = {0}, ["--data", str(corpus_path), "--experiments", "0"]
+        if words[:1] in (["report"], ["confirm"]):
+            extra = []
+        elif ELSEWHERE & {*words}:
+            allowed, extra = {0, 2}, [*extra, "--tag", "elsewhere"]
+        code, said = agents.run(root, *words, *extra)
+        assert code in allowed and "Traceback" not in said, (words, said)
+        assert code == 0 or re.search("needs|there are|looked for", agents.err.read_text()), (words, said)
+
+
+def test_every_command_within_the_text_is_one_the_agent_knows():
+    commands = [shlex.split(code.partition(" agent.py")[2]) for code in INLINE if " agent.py" in code]
+    assert len(commands) >= 4
     for words in commands:
-        assert parse(words)
+        assert words == ["WORD", "--help"] or parse(words)
+
+
+def test_what_is_installed_is_declared():
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    asked = re.findall(r"uv sync --extra (\w+)|pip install -e \"\.\[(\w+)\]\"", README)
+    assert len(asked) >= 2 and {name for pair in asked for name in pair if name} == extras
+    assert PROJECT["dependency-groups"]["dev"] == ["autoresearch[dev]"]  # what `uv run pytest` brings along
+    assert PROJECT["tool"]["pytest"]["ini_options"]["testpaths"] == ["tests"]
+
+
+def test_every_benchmark_has_the_options_it_is_called_with():
+    calls = [re.search(r"(tests/[\w/]+\.py)(.*)", code) for code in INLINE if re.search(r"tests/\w.*\.py", code)]
+    assert len(calls) >= 6
+    for call in calls:
+        source = (ROOT / call[1]).read_text()
+        assert compile(source, call[1], "exec")
+        assert all(f'"{name}"' in source for name in re.findall("--[a-z-]+", call[2])), call[0]
+
+
+def test_git_shows_what_the_text_says(cheap_session):
+    commands = [shlex.split(command) for command in COMMANDS if command.startswith("git ")]
+    assert len(commands) == 2
+    for tool, *words in commands:
+        shown = git(cheap_session, *(word.replace("TAG/7", "nov23/2").replace("TAG", "nov23") for word in words))
+        assert "experiment" in shown, tool
+
+
+def test_every_file_of_a_sessions_folder_is_in_the_table(cheap_session):
+    def kinds(names: Iterable[str]) -> set[str]:
+        """The names with every number alike."""
+        return {re.sub(r"\d+", "7", name) for name in names}
+
+    table = README[README.index("In `runs/TAG/` lie"):README.index("The weights load")]
+    names = [line.split(" | ")[0] for line in table.splitlines()]
+    named = kinds(name.strip("/") for name in re.findall("`([^`]+)`", "".join(names)))
+    found = kinds(path.name for path in (cheap_session / "runs" / "nov23").iterdir())
+    assert len(found) > 4 and found <= named
+    code = "".join(path.read_text() for path in (ROOT / "lab").glob("*.py"))
+    assert all(name in code for name in named if "." in name and "7" not in name)
 
 
 def test_every_option_and_every_variable_is_named(capsys):
@@ -37,9 +102,12 @@ def test_every_option_and_every_variable_is_named(capsys):
         helps.append(capsys.readouterr().out)
     options = set(re.findall(r"--[a-z][a-z-]+", "".join(helps))) - {"--help"}
     assert len(options) > 15 and [name for name in sorted(options) if name not in README] == []
+    in_text = " ".join(code for code in INLINE if not re.search("tests/|pip", code))
+    assert set(re.findall(r"--[a-z][a-z-]+", in_text)) <= options | {"--help"}
     code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")])
-    variables = set(re.findall(r"AUTORESEARCH_[A-Z]+", code)) - {"AUTORESEARCH_TRIAL"}  # between our own processes
-    assert [name for name in sorted(variables) if name not in README] == []
+    pattern = r"\b(?:AUTORESEARCH|ANTHROPIC)(?:_[A-Z]+)+"
+    variables = set(re.findall(pattern, code)) - {"AUTORESEARCH_TRIAL"}  # between our own processes
+    assert variables == set(re.findall(pattern, README))
 
 
 def test_the_map_names_every_file_once():

@@ -87,7 +87,7 @@ def check_outside(folder: Path) -> dict:
 def check_inside(folder: Path) -> dict:
     from lab import card
 
-    return {"advice": card.check(DEVICE)}
+    return {"card": card.check(DEVICE)}
 
 
 def copies(folder: Path) -> dict:
