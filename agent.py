@@ -102,7 +102,7 @@ class Loop:
                     session = replace(session, spent_usd=self.proposer.spent_usd(), n_slots=len(self.fleet.slots))
                     if self.lost:
                         self.launch(session, self.lost.pop())
-                    elif step := self.baseline_first(session, choose):
+                    elif step := choose(session, self.fleet.in_flight):
                         self.start(session, step)
                     else:
                         break
@@ -112,14 +112,6 @@ class Loop:
             except Stopped as stopped:
                 why = str(stopped)
         return session, why
-
-    def baseline_first(self, session: Session, choose: confirm.Choose) -> Again | New | None:
-        """What `choose` says, but the baseline once a process where what it measured is gone."""
-        is_tried = any(row.experiment == 0 for row in session.rows[len(self.first.rows):])
-        is_known = is_tried or session.incumbent is None or runner.baseline_known(session.runs)
-        if is_known or self.options.longer:
-            return choose(session, self.fleet.in_flight)
-        return None if self.fleet.in_flight else Again(session.history[0].number)
 
     def choose(self, session: Session, in_flight: Sequence[Candidate]) -> Again | New | None:
         """What research starts next; None: not yet. Raises Stopped at a limit."""
@@ -203,8 +195,7 @@ class Loop:
 
     def begin(self) -> None:
         """Show the session, listen to the user, and do what the command line asks for."""
-        session, incumbent, say = self.first, self.first.incumbent, self.display.say
-        before_usd = self.proposer.spent_usd()
+        session, incumbent = self.first, self.first.incumbent
         log = runner.read_log(session.runs, incumbent.number, incumbent.own.seed) if incumbent else ""
         self.display.show_session(session.rows, log)
         self.stop.listen()
@@ -219,9 +210,9 @@ class Loop:
         self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
         self.proposer.close()
         lessons, mine = self.proposer.lessons(session, self.stop.now), session.rows[len(self.first.rows):]
-        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd() - before_usd)
+        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_now_usd())
         for line in (*lessons, f"stopped: {why}", who):
-            say(line)
+            self.display.say(line)
         self.tell("stop", session, why=why)
 
     def confirmed(self, session: Session) -> tuple[Session, str]:
@@ -235,8 +226,8 @@ class Loop:
         return session, why
 
     def tell(self, event: str, session: Session, **facts: object) -> None:
-        notify(self.options.notify, event, report.headline(session.rows), tag=session.tag,
-               n_rows=len(session.rows), **facts)
+        facts |= {"tag": session.tag, "n_rows": len(session.rows)}
+        notify(self.options.notify, event, report.headline(session.rows), **facts)
 
     def show(self) -> None:
         """Have progress.png and report.html redrawn, unless that is under way."""
@@ -300,8 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:  # noqa: BLE001  what nobody foresaw ends here, in one line
         runs = ROOT / "runs" / terminal.current_tag()
-        line = terminal.unforeseen(error, runs)
-        print(f"agent.py: {line}", file=sys.stderr, flush=True)
+        print(f"agent.py: {(line := terminal.unforeseen(error, runs))}", file=sys.stderr, flush=True)
         notify(options.notify, "fault", line, tag=runs.name)
         return 1
 

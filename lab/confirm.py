@@ -65,6 +65,8 @@ def next_measurement(session: Session, in_flight: Sequence[Candidate], goal: Map
 
     `goal` counts an experiment's trials on the test split. Raises Stopped when all is measured.
     """
+    if session.lacks_baseline:
+        return None if in_flight else Again(0)
     if busy := session.busy(in_flight, splits=("test",)):  # another split would change what is confirmed
         return Again(busy.experiment, busy.split)
     trials, measured = test_trials(session), measured_removals(session.history)

@@ -162,6 +162,7 @@ class Researcher:
     def write(self, prompt: Prompt, stopped: threading.Event, limit_s: float, purse: Purse) -> tuple[str, float]:
         """(a text in the model's own words, its cost); limit_s sets `stopped`. Raises what propose() does."""
         talk, timer = _Talk(self, prompt, (), stopped, purse), threading.Timer(limit_s, stopped.set)
+        timer.daemon = True  # a Ctrl-C may come before it is cancelled
         timer.start()
         try:
             reply = talk.ask()

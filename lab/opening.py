@@ -14,7 +14,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from lab import card, corpus, edits, ledger, restrict, sandbox
+from lab import card, corpus, edits, ledger, restrict, runner, sandbox
 from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
 from lab.fleet import slots_here
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
@@ -71,7 +71,9 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
     program = read_program(root)
     if history:  # an edit since its last experiment was saved is a change
         program = store.here.show(f"{store.candidate_ref(history[-1].number)}:program.md").decode(errors="replace")
-    return Session(store.tag, runs, budget_s, sizes, rows, history, code, program)
+    is_comparable = bool(rows) and rows[0].budget == budget_s  # not where --longer trains
+    return Session(store.tag, runs, budget_s, sizes, rows, history, code, program,
+                   lacks_baseline=is_comparable and not runner.baseline_known(runs))
 
 
 # Before the start -------------------------------------------------------------------------------

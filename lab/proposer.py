@@ -71,6 +71,7 @@ class Proposer:
         called = called_usd(session.runs)
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
+        self.before_usd = self.billed_usd           # by earlier processes
         self.purse = Purse((options.max_usd or math.inf) - self.billed_usd)
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
         self.n_before = len(session.history)
@@ -94,6 +95,10 @@ class Proposer:
 
     def spent_usd(self) -> float:
         return self.billed_usd + sum(asked.usd for asked in self.asked)
+
+    def spent_now_usd(self) -> float:
+        """By this process."""
+        return self.spent_usd() - self.before_usd
 
     def judged(self, before: Session, candidate: Candidate, status: Status, val_bpb: float | None) -> None:
         """Remember what the model said of the idea, and a change that is worth a trial with the incumbent.

@@ -78,6 +78,7 @@ class Session:
     program_judged: str = ""             # program.md as the idea of the last row had read it
     spent_usd: float = 0.0               # by rows and calls together
     n_slots: int = 1                     # trials that may run at once
+    lacks_baseline: bool = False         # what it measured is gone: it runs once more before anything else
 
     @property
     def incumbent(self) -> Experiment | None:
@@ -110,7 +111,8 @@ class Session:
         return replace(
             self, rows=rows, history=tuple(ledger.experiments(rows)),
             code=candidate.proposal.code if row.status is Status.KEEP else self.code,
-            program_judged=candidate.step.program or self.program_judged)
+            program_judged=candidate.step.program or self.program_judged,
+            lacks_baseline=self.lacks_baseline and candidate.number != 0)
 
 
 def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:

@@ -39,6 +39,8 @@ def next_step(session: Session, in_flight: Sequence[Candidate], tuner_share: flo
     history, incumbent = confirm.ideas(session.history), session.incumbent
     if incumbent is None:
         return Turn.WAIT if in_flight else Turn.BASELINE
+    if session.lacks_baseline:
+        return Turn.WAIT if in_flight else Again(0)
     if not any(candidate.is_repeat for candidate in in_flight):
         if rival := overtaken(history, incumbent):
             return Again(rival.number)
