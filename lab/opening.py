@@ -130,6 +130,10 @@ def settle_places(options: argparse.Namespace, rows: Sequence[Row], tag: str, re
     options.places = [] if options.ray else slots_here(options.slots, options.gpus, device)
     if rows and options.places and not options.places[0].card:  # one of several cards, or a host, is seen by its trials
         here = name or f"{device} x{len(options.places[0].cores) or os.cpu_count()}"  # as a referee names it
+        shares = {f"{device} x{os.cpu_count() // n}": n for n in range(1, os.cpu_count() + 1)}
+        if here != rows[0].device and rows[0].device in shares:
+            raise SetupError(f"this session was measured on {rows[0].device}, trials here would have {here}: say "
+                             f"--slots {shares[rows[0].device]}")
         if here != rows[0].device:
             raise other_machine(rows[0].device, here, tag)
 

@@ -65,7 +65,7 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
     """Every trial a point, the incumbent's estimate a line with a band of one standard error."""
     low, high = scale([m.row.val_bpb for m in moments if m.row.val_bpb is not None])
     rim, last = high + 0.06 * (high - low), max([m.place for m in moments], default=0)
-    axes.set_xlim(-0.08 * max(last, 5), max(1.02 * last, 5))  # names need room at the left and below
+    axes.set_xlim(-0.12 * max(last, 5), max(1.02 * last, 5))  # names need room at the left and below
     axes.set_ylim(low - 0.3 * (high - low), rim + 0.03 * (high - low))
     axes.set(xlabel="experiment", ylabel="val_bpb (lower is better)")
     known = [moment for moment in moments if moment.after is not None]

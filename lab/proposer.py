@@ -32,6 +32,7 @@ LESSONS_S = 120         # for the lessons at the end of a session; a model think
 LEAST_IDEAS = 5         # that a process has tried; fewer are worth no lessons
 TUNER_MEMORY = 150      # how many earlier experiments the tuner learns from
 MOST_ASKED = 64         # answers under way at once
+JOINED = "the incumbent with: "  # begins the description of two changes in one
 MENDABLE = (Ending.CRASHED, Ending.MEMORY, Ending.UNREPEATABLE)  # endings that one call with the log may mend
 
 
@@ -144,7 +145,7 @@ class Proposer:
         """The incumbent with a change that was kept beside it; where lines conflict, a word to the model."""
         while self.apart:
             description, before, after = self.apart.popleft()
-            words = f"the incumbent with: {description}"
+            words = JOINED + description.removeprefix(JOINED)
             merged = edits.merge(before, after, session.code)
             try:
                 if merged is None:

@@ -30,6 +30,16 @@ def make_text(seed: int, n_words: int) -> str:
     return " ".join(words)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the default tests in two processes, a file in one; a chosen or long test, or one with -s, in this one."""
+    options = config.option
+    is_default = options.markexpr == "not long" and not options.keyword and options.capture != "no"
+    is_worker = hasattr(config, "workerinput")
+    if config.pluginmanager.hasplugin("xdist") and is_default and not is_worker and options.numprocesses is None:
+        options.numprocesses, options.dist = 2, "loadfile"
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """AUTORESEARCH_CACHE for this process and all that it starts."""

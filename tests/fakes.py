@@ -72,9 +72,11 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-# Becomes `python agent.py ...`, which the kernel kills when the test run that started it dies (Linux).
+# Becomes `python agent.py ...`, which the kernel kills when the test run that started it dies (Linux). It hears Ctrl-C
+# also where the tests run in a shell's background, whose programs ignore it.
 LEASH = """\
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -207,6 +208,8 @@ def test_a_session_is_refused_at_once_on_another_device_and_without_its_corpus(b
     words = "--tag", "nov23", "--researcher", "tuner"
     said = refused(agents, begun, *words, AUTORESEARCH_DEVICE="mps")
     assert re.search(r"measured on cpu x\d+, trials here have mps x\d+; start another with --tag nov23-2", said)
+    if os.cpu_count() > 1:
+        assert refused(agents, begun, *words, "--slots", "2").endswith("say --slots 1\n")
     said = refused(agents, begun, *words, AUTORESEARCH_CACHE=str(tmp_path / "another"))
     assert "is not in" in said and "name it with --data" in said
 

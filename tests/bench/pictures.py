@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +41,8 @@ def main() -> None:
     own = [row for row in rows if row.split == "val"]
     display, last = Display(TITLE, plain=True), own[-1]
     display.show_session(own[:-1])
-    display.plain, display.began = False, time.monotonic() - sum(row.total_seconds for row in own)
+    ends = [datetime.fromisoformat(row.when).timestamp() for row in own]
+    display.plain, display.began = False, time.monotonic() - (ends[-1] - ends[0] + own[0].total_seconds)
     display.ended = len(own) - 1
     display.trial_started(0, last.experiment, last.description, last.source, last.budget)
     display.trial_event(0, "clock", last.budget)
