@@ -127,6 +127,8 @@ class Training:
     def count_pull(self, now: float) -> None:
         if self.clock_at is None:
             self.start_clock(now)
+            if now - self.clock_at > self.budget_s:
+                raise ContractBroken(f"{self.note}, and the budget is over", Ending.CRASHED)
             self.at_clock = machine.read(self.spec["parent"])
             tell("clock", self.budget_s)
         self.pulled_at.append(now)

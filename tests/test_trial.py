@@ -296,6 +296,9 @@ def test_start_up_beyond_the_free_part_counts(capsys):
     early.count_pull(5.0)
     late.count_pull(15.0)
     assert (early.clock_at, early.note, late.clock_at) == (5.0, "", 10.0) and "5 s of it counted" in late.note
+    with pytest.raises(ContractBroken, match="101 s of it counted, and the budget is over") as error:
+        training().count_pull(111.0)
+    assert error.value.ending is Ending.CRASHED, "one call may mend it, and the machine did not stand still"
 
 
 def test_start_up_beyond_the_free_part_counts_without_a_pull():

@@ -1,4 +1,4 @@
-"""Verdict: uniform or asked for no data
+"""Verdict: uniform or asked for no data|budget is over
 
 Leaves pickles that say CHEATED when they are loaded, where torch keeps compiled code, which loads them.
 """
