@@ -335,7 +335,7 @@ def test_ctrl_c_during_the_start_is_one_line_and_changes_nothing(root, arguments
     while not asked.exists():
         assert process.poll() is None
         time.sleep(0.02)
-    for _ in range(10):  # Python loses an interrupt that falls into a finalizer; a person presses again
+    for _ in range(10):  # one of many was lost once; a person presses again
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             _, said = process.communicate(timeout=5)
