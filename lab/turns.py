@@ -148,7 +148,8 @@ class Limits:
 
 def confirm_length(session: Session, choose: confirm.Choose) -> str:
     """How many trials confirm has before it and how long they take, in words; it is asked as if each one ran."""
-    n_trials, running = 0, []
+    n_trials, running = int(session.lacks_baseline), []
+    session = replace(session, lacks_baseline=False)  # that one runs first and alone
     with suppress(Stopped):  # all is measured
         while step := choose(session, running):
             is_new = isinstance(step, New)

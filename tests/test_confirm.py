@@ -170,6 +170,7 @@ def test_confirm_says_how_many_trials_are_before_it_and_how_long_they_take():
     now, idea = under(300.0, timed), Proposal("without #1: idea 1", "a = 1", confirm.LEFT_OUT)
     choose = partial(confirm.next_measurement, goal={2: 3}, removals={1: idea})
     assert confirm_length(now, choose).startswith("measures 3 trials")
+    assert confirm_length(replace(now, lacks_baseline=True), choose).startswith("measures 4 trials")
     assert confirm_length(now, partial(choose, removals={})).startswith("measures 0 trials")
 
 
