@@ -5,6 +5,7 @@ Forks twice, in a session of its own, and ends.
 
 import os
 import time
+from contextlib import suppress
 
 import torch
 
@@ -17,7 +18,8 @@ class Uniform(torch.nn.Module):
 
 
 if os.fork() == 0:
-    os.setsid()
+    with suppress(OSError):  # the filter refuses it
+        os.setsid()
     if os.fork() == 0:
         time.sleep(1000)
     os._exit(0)

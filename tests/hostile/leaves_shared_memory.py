@@ -1,4 +1,4 @@
-"""Verdict: uniform
+"""Verdict: uniform or Permission denied
 
 Leaves a message for later trials in shared memory.
 """

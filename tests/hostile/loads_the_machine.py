@@ -5,6 +5,7 @@ have its machine and to run again.
 """
 
 import os
+from contextlib import suppress
 
 import torch
 
@@ -25,7 +26,8 @@ class Pairs(torch.nn.Module):
 
 for _ in range(8):
     if os.fork() == 0:
-        os.setsid()
+        with suppress(OSError):  # the filter refuses it
+            os.setsid()
         while True:
             pass
 model = Pairs()

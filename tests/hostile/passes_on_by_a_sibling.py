@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,7 +35,8 @@ def leave():
         for option in (PR_SET_PDEATHSIG, PR_SET_DUMPABLE):
             libc.prctl(option, 0)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-        os.setsid()
+        with suppress(OSError):  # the filter refuses it
+            os.setsid()
         libc.prctl(PR_SET_NAME, WORD)
         for number in range(1, 65):
             try:
@@ -42,7 +44,8 @@ def leave():
             except (OSError, ValueError):
                 continue
         if os.fork() == 0:
-            os.setsid()
+            with suppress(OSError):  # the filter refuses it
+                os.setsid()
         time.sleep(60)
         os._exit(0)
 

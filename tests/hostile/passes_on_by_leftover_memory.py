@@ -7,6 +7,7 @@ import ctypes
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ def stay():
 
 def leave():
     if os.fork() == 0:
-        os.setsid()
+        with suppress(OSError):  # the filter refuses it
+            os.setsid()
         threading.Thread(target=stay).start()
         time.sleep(0.2)
         libc.syscall(93 if os.uname().machine == "aarch64" else 60, 0)  # exit, of this thread alone
