@@ -37,6 +37,7 @@ LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the ker
 WATCH_EVERY_S = 1.0
 PAUSE_S = 3.0           # a turn this much longer than its time-out: the machine stood still
 DYING_S = 1.0           # for a process to end by itself, with its own error
+UNKILLABLE_S = 60.0     # for one that is killed
 PIPE_BYTES = 1 << 20
 LOG_BYTES = 32 * 1024   # of a log's head, and of its tail
 TELL_EVERY_S, TELL_BYTES = 0.5, 4096  # what the display gets of the log
@@ -93,7 +94,7 @@ class Child:
         began = time.monotonic()
         if began >= deadline:
             stood_still(deadline)
-            raise ContractBroken(why)
+            raise ContractBroken(why, Ending.CRASHED)
         if began - self.watched_at > WATCH_EVERY_S:
             tell("memory", watch(self.disk_at_start))
             self.watched_at = began = time.monotonic()
@@ -175,6 +176,8 @@ class Child:
             ended, status, usage = os.wait4(self.pid, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > self.ended_at + patience_s + UNKILLABLE_S:
+                raise OSError("a trial does not die: a disk or a driver holds it")
             elif time.monotonic() > self.ended_at + patience_s:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)

@@ -210,15 +210,17 @@ def slower(probes: Sequence[float], earlier: Sequence[float]) -> float:
     return excess / usual if excess > max(SLOWER * usual, SPREADS * spread) else 0.0
 
 
-def verdict(folder: Path, lost: float, probe_before: float, last_try: bool) -> str:
+def verdict(folder: Path, lost: float, probe_before: float | None, last_try: bool) -> str:
     """Why a trial that has just ended did not have its machine, or "".
 
-    The probes of a trial that counts are kept, so a machine that stays slower becomes the usual one.
+    The probes of a trial that counts are kept, so a machine that stays slower becomes the usual one. A share of the
+    machine has none: what runs beside it would pass for a slower machine, where cores share a clock or a cache.
     """
-    probes, earlier, path = (probe_before, probe()), [], folder / "probes.txt"
+    probes = [probe_before, probe()] if probe_before is not None else []
+    earlier, path = [], folder / "probes.txt"
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged by a power cut
         earlier = [float(line) for line in path.read_text().splitlines()]
-    by, why = slower(probes, earlier), ""
+    by, why = slower(probes, earlier) if probes else 0.0, ""
     if lost > LOST:
         why = f"other programs took {lost:.0%} of the machine"
     elif by > 0:

@@ -152,7 +152,7 @@ class Training:
         late_s = self.file_at - self.clock_at - self.budget_s
         if late_s > self.late_s():
             raise ContractBroken(f"trained past its budget: its file came {late_s:.2f} s after it, "
-                                 f"{self.late_s():.2f} are allowed")
+                                 f"{self.late_s():.2f} are allowed", Ending.CRASHED)
 
     def take_file(self, file_fd: int, n_bytes: int) -> None:
         """Seal the file; then it is whole, not before. Raises ContractBroken where it is open or too large."""
@@ -185,16 +185,17 @@ class Measured:
 def run(spec: dict) -> dict:
     """One trial, its witness where the number would count; the fields of a ledger.Trial."""
     folder, work, data = Path(spec["folder"]), Path(spec["work"]), Data.load(Path(spec["data"]))
-    probe_s = machine.probe() if spec["budget"] >= machine.LEAST_BUDGET_S else None
-    known = baseline.read(folder)
     share = spec["cores"] / os.cpu_count()  # of the machine, where several trials run at once
+    is_long = spec["budget"] >= machine.LEAST_BUDGET_S
+    probe_s = machine.probe() if is_long and share == 1 else None
+    known = baseline.read(folder)
     file_fd = sealable_memory("model", int(machine.memory()[0] * share) // FILE_PART)
     cache_note = baseline.fill_cache(spec, data) if spec["is_baseline"] else ""
     trial = measure(spec, data, known, file_fd)
     broken, words, val_bpb, witnessed = trial.child.broken, trial.child.words(), None, False
     notes = [cache_note, trial.training.note, trial.child.note]
     is_last = spec["last_try"]
-    if probe_s and not broken and (busy := machine.verdict(work, trial.training.lost, probe_s, is_last)):
+    if is_long and not broken and (busy := machine.verdict(work, trial.training.lost, probe_s, is_last)):
         notes.append(busy if is_last else "")
         broken = None if is_last else ContractBroken(busy, Ending.BUSY)
     if not broken:
@@ -210,7 +211,7 @@ def run(spec: dict) -> dict:
         broken = ContractBroken(f"{broken}, as often before", Ending.CRASHED)
     fields = fields_of(spec, data, trial)
     lines = facts_of(fields, trial.training, data)
-    if witnessed and probe_s and spec["split"] == "val":
+    if witnessed and is_long and spec["split"] == "val":
         lines += profile(spec, data, trial.training)
     remove(work / "trial")
     return fields | {

@@ -41,7 +41,7 @@ def main() -> None:
     spec, program = json.loads(sys.argv[1]), sys.argv[2:]
     die_with_parent(spec["parent"], signal.SIGKILL)
     for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-                         (resource.RLIMIT_NPROC, MAX_THREADS)):
+                         (resource.RLIMIT_NPROC, most_threads())):
         hard = resource.getrlimit(kind)[1]
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (limit, limit))
@@ -65,6 +65,15 @@ def _check(result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+
+
+def most_threads() -> int:
+    """Of a trial, with all others of its user; half of what user and container may have is left to the referee."""
+    limits = [resource.getrlimit(resource.RLIMIT_NPROC)[1]]
+    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
+        with contextlib.suppress(OSError, ValueError):  # not of this version, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min([MAX_THREADS, *(limit // 2 for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
 def prctl(option: int, value: int) -> None:

@@ -45,8 +45,8 @@ SETTINGS = ("alternatives", "group", "host.conf", "hosts", "ld.so.*", "localtime
             "nvidia", "os-release", "passwd")  # of /etc
 OF_A_PREFIX = ("bin", "lib", "lib64", "libexec", "include", "nvvm", "targets", "pyvenv.cfg")
 PACKAGES = ("python*/site-packages", "python*/dist-packages")  # below a lib
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/nvidia*", "/dev/dri",
-           "/dev/kfd", "/dev/dxg")
+GPUS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", *GPUS)
 PROBE_S = 20.0  # a probe takes 0.1 s
 # Threads sleep after a millisecond without work: spinning on, those of trial, referee and other programs slow each
 # other many times on few cores. After 30 microseconds they sleep in every step: that took 40 % of its speed.
@@ -79,7 +79,7 @@ def best_kind(at_most: str) -> str:
     kinds = {"ns": ["ns", "filter"], "filter": ["filter"], "none": []}[at_most]
     for kind in kinds if known else []:
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError, subprocess.SubprocessError):
-            words = _command(kind, folder, folder, [sys.executable, "-I", "-S", "-c", ""], ())
+            words = command(folder, folder, [sys.executable, "-I", "-S", "-c", ""], kind=kind)
             subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=True)
             return kind
     return "none"
@@ -96,12 +96,12 @@ def environment(folder: str, cache: str) -> dict[str, str]:
         "CUDA_CACHE_PATH": f"{cache}/cuda"}
 
 
-def command(folder: str, cache: str, program: list[str], hidden: Iterable[Path] = ()) -> list[str]:
-    """The command line that runs `program`, restricted; `hidden` folders and devices cannot be read."""
-    return _command(_kind(), folder, cache, program, hidden)
+def command(folder: str, cache: str, program: list[str], hidden: Iterable[Path] = (), kind: str = "") -> list[str]:
+    """The command line that runs `program`, restricted; `hidden` folders and devices cannot be read.
 
-
-def _command(kind: str, folder: str, cache: str, program: list[str], hidden: Iterable[Path]) -> list[str]:
+    kind: "ns", "filter" or "none"; "" for what this machine can enforce.
+    """
+    kind = kind or _kind()
     spec = {"parent": os.getpid(), "kind": kind, "folder": os.path.realpath(folder)}
     if kind != "none":
         (readable, others), hidden = _machine(), [os.path.realpath(path) for path in hidden]

@@ -36,7 +36,8 @@ class Scorer:
         self.on_gpu, self.row_logits = device == "cuda", data.max_seq_len * data.vocab_size
         n_tokens = GPU_TOKENS if self.on_gpu else max(1, CACHED_NUMBERS // data.vocab_size)
         where = "cuda" if self.on_gpu else "cpu"
-        self.piece = torch.empty(n_tokens, data.vocab_size, device=where)
+        self.piece = torch.zeros(n_tokens, data.vocab_size, device=where)
+        self.piece.log_softmax(-1)  # starts torch's threads while there are some to be had
 
     def losses(self, logits, targets: np.ndarray) -> np.ndarray:
         """float32 (B, T), nats, of logits (B, T, V) for targets (B, T). Raises ContractBroken."""
@@ -139,7 +140,7 @@ def check_waits(waits_s: list[float], limit_s: float) -> None:
     slowest_s = max(waits_s)
     if slowest_s > limit_s:
         raise ContractBroken(f"slow to answer: {slowest_s:.1f} s, where {limit_s:.1f} s are allowed: "
-                             "nothing may train there")
+                             "nothing may train there", Ending.CRASHED)
 
 
 def answer_type(child: Child, deadline: float, before: str) -> str:

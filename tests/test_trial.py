@@ -252,7 +252,7 @@ def test_a_pinned_seed_is_found_by_its_repeat():
 # The clock and the file -------------------------------------------------------------------
 
 
-def test_what_comes_late_is_a_foul_and_a_long_pause_between_two_pulls_buys_no_time(run):
+def test_what_comes_late_is_a_crash_and_a_long_pause_between_two_pulls_buys_no_time(run):
     """1.5 seconds of budget allow a step, a fiftieth of the budget at most, and a scheduler's quarter of a second."""
     trial = run(with_body("""
 import time
@@ -261,7 +261,7 @@ for number, batch in enumerate(stream(2, MAX_SEQ_LEN)):
 time.sleep(0.8)
 finish(torch.nn.Embedding(VOCAB_SIZE, VOCAB_SIZE))
 """), budget_s=1.5)
-    assert trial.ending is Ending.FOUL and trial.reason.startswith("trained past its budget"), trial.reason
+    assert trial.ending is Ending.CRASHED and trial.reason.startswith("trained past its budget"), trial.reason
 
 
 def test_a_file_that_can_still_be_written_is_a_foul(run):
@@ -357,14 +357,14 @@ class Scripted:
 
     def request(self, deadline: float, why: str) -> tuple[bytes, int]:
         if time.monotonic() + self.late.get(self.n_asked, 0.0) > deadline:
-            raise ContractBroken(why)
+            raise ContractBroken(why, Ending.CRASHED)
         return wire.LOGITS, self.types.get(self.n_asked, 0)
 
 
 @pytest.mark.parametrize(("types", "late", "reason"), [
     ({}, {}, ""), ({}, {5: 0.9}, ""), ({}, {5: 1.5}, "slow to answer"), ({}, {1: 99.0}, "slow to answer"),
     ({9: 1}, {}, "changed their type"), ({9: 77}, {}, "protocol")])
-def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, reason):
+def test_a_slow_answer_is_a_crash_and_one_of_another_type_a_foul(corpus, types, late, reason):
     scorer = scoring.Scorer(corpus, "val", "cpu")
     process = Scripted(corpus.max_seq_len * corpus.vocab_size, types, late)
     asked = np.arange(len(scorer.rows)), scorer.rows[:, :-1], 8, math.inf, 30.0, 30.0, 60.0
@@ -372,7 +372,7 @@ def test_a_slow_answer_or_one_of_another_type_is_a_foul(corpus, types, late, rea
         if reason:
             with pytest.raises(ContractBroken, match=reason) as error:
                 scorer.ask_all(process, *asked)
-            assert error.value.ending is Ending.FOUL
+            assert error.value.ending is (Ending.CRASHED if "slow" in reason else Ending.FOUL)
         else:
             losses, dtype = scorer.ask_all(process, *asked)
             assert losses == pytest.approx(math.log(corpus.vocab_size)) and dtype == "float32"
@@ -537,6 +537,7 @@ def test_a_busy_machine_is_a_note_where_its_probes_or_strangers_say_so(tmp_path)
     path.write_text("1e-9\n" * 8)
     assert "slower than in this session before" in machine.verdict(tmp_path, 0.0, 1e-9, False)
     assert len(path.read_text().split()) == 8
+    assert machine.verdict(tmp_path, 0.0, None, False) == "", "a share of the machine"
     path.write_bytes(b"1e-9\n1e-9\n\0\0")  # after a power cut
     assert machine.verdict(tmp_path, 0.0, 1e-9, False) == "" and len(path.read_text().split()) == 2
 
