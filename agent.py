@@ -11,7 +11,6 @@ It never asks a question. Kill it at any moment: the same command continues, and
 import argparse
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from lab.store import Store
 from lab.turns import Limits, Turn, confirm_length, judge_repeat, next_step
 
 ROOT = Path(__file__).resolve().parent
-FAULTS = (SetupError, OSError, subprocess.CalledProcessError)  # what the user or the machine must mend
+FAULTS = (SetupError, OSError)  # what the user or the machine must mend
 BUSY_TRIES = 2          # trials without their machine that do not count; the next one is judged with a note
 ANSWER_S = 0.2          # within which the first Ctrl-C is answered
 
@@ -40,7 +39,7 @@ ANSWER_S = 0.2          # within which the first Ctrl-C is answered
 # The keep rule ----------------------------------------------------------------------------------
 
 
-def keep_below(session: Session, code: str) -> tuple[float, str]:
+def keep_below(session: Session, step: New) -> tuple[float, str]:
     """(the val_bpb below which a train.py is kept, why where that is not the incumbent's estimate).
 
     There is no gate: repeats of the incumbent keep that honest. Fewer statements are kept too when the loss is within
@@ -49,7 +48,9 @@ def keep_below(session: Session, code: str) -> tuple[float, str]:
     incumbent, noise = session.incumbent, ledger.sigma(session.history)
     if incumbent is None:
         return math.inf, ""
-    n_saved = edits.n_statements(session.code) - edits.n_statements(code)
+    if step.split == "test":  # what confirm takes out is never kept
+        return -math.inf, ""
+    n_saved = edits.n_statements(session.code) - edits.n_statements(step.proposal.code)
     if n_saved > 0 and noise is not None:
         kept = [e.val_bpb for e in session.history if e.status == Status.KEEP and e.val_bpb is not None]
         if min(kept) + noise > incumbent.val_bpb:
@@ -66,8 +67,8 @@ def judge(session: Session, candidate: Candidate, trial: Trial) -> tuple[Status,
         return judge_repeat(session, session.experiment(candidate.number), trial)
     if trial.crashed:
         return Status.CRASH, ""
-    below, why = keep_below(session, candidate.proposal.code)
-    if candidate.step.split == "test" or trial.val_bpb >= below:
+    below, why = keep_below(session, candidate.step)
+    if trial.val_bpb >= below:
         return Status.DISCARD, ""
     if not trial.witnessed:
         return Status.DISCARD, "not kept: no witness has seen it"
@@ -87,7 +88,7 @@ class Loop:
         self.fleet = Fleet(options, first, data, display, self.stop.now.is_set)
         self.lost: list[Candidate] = []  # whose slot failed: they start again before anything else
         self.fixed = opening.fixed_files(ROOT, data)
-        self.reporting: subprocess.Popen | None = None
+        self.drawer = report.Drawer(ROOT)
         self.limits = Limits(options, first)
         self.proposer = Proposer(options, store, first, researcher, display, self.stop.asked)
 
@@ -99,7 +100,7 @@ class Loop:
                 while not why and self.fleet.free_slots:
                     if self.stop.asked.is_set():
                         raise Stopped("stopped by you")
-                    session = replace(session, spent_usd=self.proposer.spent_usd(), n_slots=len(self.fleet.slots))
+                    session = self.as_now(session)
                     if self.lost:
                         self.launch(session, self.lost.pop())
                     elif step := choose(session, self.fleet.in_flight):
@@ -111,11 +112,17 @@ class Loop:
                     session = self.judged(session, *ended)
             except Stopped as stopped:
                 why = str(stopped)
+        self.lost.clear()  # what has not run by now leaves no trace
         return session, why
+
+    def as_now(self, session: Session) -> Session:
+        return replace(session, spent_usd=self.proposer.spent_usd(), n_slots=len(self.fleet.slots),
+                       lacks_baseline=opening.lacks_baseline(session))
 
     def choose(self, session: Session, in_flight: Sequence[Candidate]) -> Again | New | None:
         """What research starts next; None: not yet. Raises Stopped at a limit."""
-        self.limits.check(session, in_flight)
+        if not self.limits.allow(session, in_flight):
+            return None
         step = next_step(session, in_flight, self.proposer.tuner_share)
         if step is Turn.BASELINE:
             return New(Proposal("baseline", self.store.train_code(), "baseline"))
@@ -124,12 +131,9 @@ class Loop:
         return None if step is Turn.WAIT else step
 
     def start(self, session: Session, step: Again | New) -> None:
-        """Save, start, and have the next idea drafted meanwhile. Raises SetupError when something fixed has changed."""
-        opening.check_fixed(self.fixed, opening.fixed_files(ROOT, self.data), session.tag)
+        """Save, start, and have the next idea drafted meanwhile."""
         candidate = candidate_of(session, self.fleet.in_flight, step, self.store)
-        below = math.inf  # a repeat always meets its witness
-        if not candidate.is_repeat:
-            below = keep_below(session, candidate.proposal.code)[0] if step.split == "val" else -math.inf
+        below = math.inf if candidate.is_repeat else keep_below(session, candidate.step)[0]
         candidate = replace(
             candidate, witness_below=below, last_try=session.n_busy(candidate.number) >= BUSY_TRIES,
             is_baseline=(candidate.number, step.split) == (0, "val") and not runner.baseline_known(session.runs))
@@ -137,6 +141,8 @@ class Loop:
         self.proposer.draft_ahead(session, self.fleet.in_flight, self.wanted(session))
 
     def launch(self, session: Session, candidate: Candidate) -> None:
+        """Raises SetupError when something fixed has changed."""
+        opening.check_fixed(self.fixed, opening.fixed_files(ROOT, self.data), session.tag)
         self.display.trial_started(self.fleet.free_slots[-1].number, candidate.number, candidate.words,
                                    candidate.proposal.source, session.budget_s)
         self.fleet.start(session, candidate)
@@ -146,16 +152,15 @@ class Loop:
         suspect = opening.suspects_machine(session, trial) or self.fleet.suspects(slot)
         if suspect and not self.starts(session, slot):
             if not self.fleet.take_out(slot):
-                raise opening.machine_fault(trial)
+                raise opening.machine_fault(ROOT, trial)
             self.display.slot_lost(slot.number, f"{slot.name} is out: {trial.reason}")
             self.lost.append(candidate)
             return session
         status, why = judge(session, candidate, trial)
-        steered = bool(candidate.step.program) and session.program_judged not in ("", candidate.step.program)
-        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, ledger.STEERED * steered))))
+        steered = ledger.STEERED * candidate.step.is_steered
+        row = row_of(candidate, trial, status, "; ".join(filter(None, (why, steered))))
         for line in (*self.store.append(row), *opening.row_warnings(row, self.data)):
             self.display.say(line)
-        before = session
         session = session.after(ledger.parse_row(ledger.format_row(row)), candidate)  # rounded, as a restart reads it
         self.display.row_written(slot.number, session.rows[-1], session.rows)
         session.runs.mkdir(parents=True, exist_ok=True)  # the user may have cleaned up
@@ -167,8 +172,8 @@ class Loop:
                              f"commit it and start again with --tag {session.tag}-2")
         elif status == Status.CRASH and self.wanted(session):
             self.proposer.mend_ahead(session, candidate, trial)
-        self.proposer.judged(before, candidate, status, trial.val_bpb)
-        self.show()
+        self.proposer.judged(candidate)
+        self.drawer.draw()
         return session
 
     def keep(self, session: Session, candidate: Candidate, slot: Slot) -> None:
@@ -204,13 +209,16 @@ class Loop:
             self.tell("stop", session, why=why)
             return
         self.display.show_limits(str(self.limits))
+        before_usd = self.proposer.spent_usd()
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
             session, _ = self.confirmed(session)
         self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
         self.proposer.close()
         lessons, mine = self.proposer.lessons(session, self.stop.now), session.rows[len(self.first.rows):]
-        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_now_usd())
+        if lessons:
+            self.drawer.draw()
+        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd() - before_usd)
         for line in (*lessons, f"stopped: {why}", who):
             self.display.say(line)
         self.tell("stop", session, why=why)
@@ -218,7 +226,7 @@ class Loop:
     def confirmed(self, session: Session) -> tuple[Session, str]:
         """Measure fresh seeds on the test split, with --each every removal too; the last session, why it stopped."""
         choose, lines = confirm.plan(session, self.options.each, bool(self.options.longer), self.store.code)
-        self.display.show_limits(confirm_length(replace(session, n_slots=len(self.fleet.slots)), choose))
+        self.display.show_limits(confirm_length(self.as_now(session), choose))
         session, why = self.work(session, choose)
         lines += report.left_out(session.rows) if self.options.each else report.longer(session.rows)
         for line in (report.headline(session.rows), *lines):
@@ -229,11 +237,6 @@ class Loop:
         facts |= {"tag": session.tag, "n_rows": len(session.rows)}
         notify(self.options.notify, event, report.headline(session.rows), **facts)
 
-    def show(self) -> None:
-        """Have progress.png and report.html redrawn, unless that is under way."""
-        if self.reporting is None or self.reporting.poll() is not None:
-            self.reporting = report.in_background(ROOT)
-
     def close(self) -> None:
         """Leave the branch with its last rows committed and nothing running."""
         self.stop.asked.set()
@@ -241,16 +244,12 @@ class Loop:
         self.fleet.close()
         self.proposer.close()
         self.display.show_researcher("drawing the last report")
-        if self.reporting:
-            self.reporting.wait()
+        self.drawer.finish()
         self.display.show_end()
         try:
             self.store.close()
         finally:
             self.store.release()
-
-
-# The words --------------------------------------------------------------------------------------
 
 
 def run_session(options: argparse.Namespace) -> int:

@@ -7,11 +7,10 @@ repository, it finds nothing.
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 from lab import ledger, terminal
-from lab.checkout import Checkout
+from lab.checkout import TEXT, Checkout
 from lab.ledger import Row, SetupError
 from lab.store import HEADS, Store
 
@@ -58,7 +57,7 @@ def read(root: Path, tag: str, numbers: Iterable[int] = ()) -> Archive:
     refs = f"refs/autoresearch/{tag}"
     commit = _git(root, "rev-parse", "-q", "--verify", f"{refs}/0^").strip()
     whole = _git(root, "diff", f"{refs}/0", f"{HEADS}/{tag}", *PLAIN)
-    return Archive(tag, _program(root, tag), commit, whole, _diffs(root, refs), _codes(root, refs, numbers))
+    return Archive(tag, _program(root, tag), commit, whole, _diffs(root, refs), _codes(root, tag, numbers))
 
 
 def _diffs(root: Path, refs: str) -> dict[int, str]:
@@ -78,20 +77,13 @@ def _program(root: Path, tag: str) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _codes(root: Path, refs: str, numbers: Iterable[int]) -> dict[int, str]:
-    """train.py by experiment, without what git has lost."""
-    names, codes, n_bytes = {n: f"{refs}/{n}:train.py\n" for n in numbers}, {}, 0
-    command = ["git", "cat-file", "--batch"]
-    done = subprocess.run(command, cwd=root, capture_output=True, input="".join(names.values()).encode())
-    answers = BytesIO(done.stdout)
-    for number in names:
-        size = answers.readline().rpartition(b" ")[2].strip()  # "ID blob SIZE", or "NAME missing"
-        if not size.isdigit():
-            continue
-        text = answers.read(int(size) + 1)[:-1]
-        n_bytes += len(text)
+def _codes(root: Path, tag: str, numbers: Iterable[int]) -> dict[int, str]:
+    """train.py by experiment, as many as fit, without what git has lost."""
+    codes, n_bytes = {}, 0
+    for number, code in Store(Checkout(root), tag).codes(numbers).items():
+        n_bytes += len(code)
         if n_bytes <= MAX_CODES_BYTES:
-            codes[number] = text.decode("utf-8", "replace")
+            codes[number] = code.encode(*TEXT).decode("utf-8", "replace")
     return codes
 
 

@@ -7,6 +7,7 @@ The key is in no request text, answer or message. lab/model.py retries, and read
 import asyncio
 import os
 import re
+import selectors
 import shlex
 import shutil
 import signal
@@ -15,10 +16,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from lab.ledger import SetupError, one_line
@@ -106,6 +108,13 @@ def clean(text: str) -> str:
         if len(secret) >= SECRET_CHARS:
             text = text.replace(secret, "[key]")
     return text.encode("utf-8", "replace").decode()
+
+
+def _run(work: Coroutine) -> object:
+    """asyncio.run, by poll: a trial beside it can take all that the kernel keeps for epoll."""
+    loop_of_poll = partial(asyncio.SelectorEventLoop, selectors.PollSelector())
+    with asyncio.Runner(loop_factory=loop_of_poll) as runner:
+        return runner.run(work)
 
 
 async def _wait(is_over: Callable[[], bool], limit_s: float, stopped: threading.Event,
@@ -214,7 +223,7 @@ class Api:
                 return None, late or result
             return result, late
 
-        return asyncio.run(run())
+        return _run(run())
 
     def _fault(self, error: Exception | None) -> Unavailable | None:
         """What an error of the SDK means, and what the user can do."""
@@ -270,7 +279,7 @@ class Command:
                 return child.poll() is not None or os.fstat(out.fileno()).st_size > COMMAND_BYTES
 
             try:
-                fault = asyncio.run(_wait(is_over, self.limits.deadline_s, stopped, self.name))
+                fault = _run(_wait(is_over, self.limits.deadline_s, stopped, self.name))
             finally:  # also at a Ctrl-C during the start
                 with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
                     os.killpg(child.pid, signal.SIGKILL)

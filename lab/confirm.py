@@ -15,11 +15,10 @@ from functools import partial
 from itertools import pairwise
 
 from lab import edits, ledger
-from lab.ledger import Experiment, Proposal, Status, one_line
+from lab.ledger import LEFT_OUT, Experiment, Proposal, Status, one_line
 from lab.session import Again, Candidate, New, Session, Stopped
 
 SEEDS = 3                    # fresh seeds of each
-LEFT_OUT = "leave-one-out"   # the source of a removal's row
 _NAMED = re.compile(r"without #(\d+): ")
 
 # What to start next, of the session and of what is in flight; None: a trial must end first.
@@ -41,8 +40,11 @@ def plan(session: Session, each: bool, is_longer: bool, code: Callable[[int], st
 
 def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, Proposal], list[str]]:
     """The final train.py without each kept change, and a line for each that later ones build on."""
-    found, lines = {}, []
-    for before, kept in pairwise(e for e in session.history if e.status is Status.KEEP):
+    found, lines, changes = {}, [], changes_in(session.history)
+    gone = {e.number for e in session.history if e.status is Status.KEEP} - {kept.number for _, kept in changes}
+    for kept in (session.experiment(number) for number in sorted(gone - {0})):
+        lines.append(f"no longer in train.py: #{kept.number}: {one_line(kept.own.description, 100)}")
+    for before, kept in changes:
         name = f"#{kept.number}: {one_line(kept.own.description, 100)}"
         try:
             merged = without(code(before.number), code(kept.number), session.code)
@@ -51,6 +53,14 @@ def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, P
         except edits.ProposalError:
             lines.append(f"cannot be taken out alone, later changes build on it: {name}")
     return found, lines
+
+
+def changes_in(history: Sequence[Experiment]) -> list[tuple[Experiment, Experiment]]:
+    """(what it changed, the experiment) of each change that the incumbent is made of, the oldest first."""
+    by_commit, line = {e.commit: e for e in history}, [ledger.incumbent(history)]
+    while before := by_commit.get(line[-1].own.parent):
+        line.append(before)
+    return [*pairwise(line[::-1])]
 
 
 def without(parent: str, kept: str, final: str) -> str | None:

@@ -135,13 +135,11 @@ class Fleet:
         return replace(trial, slot=trial.slot or slot.name)
 
 
-# The slots of this machine --------------------------------------------------------------
-
-
 def slots_here(n_slots: int, n_gpus: int, device: str) -> list[Slot]:
     """Those that a command line asks for; n_gpus 0: all. Raises SetupError."""
     if n_gpus == n_slots == 1:
-        return [Slot()]
+        found = machine.cards() if device == "cuda" else []
+        return [Slot(card=uuid, hidden=others) for uuid, others in found[:1] if others] or [Slot()]
     if device == "cuda" and n_slots > 1:
         raise SetupError("--slots shares the cores of a machine without a GPU: say --gpus N")
     if device != "cuda" and n_gpus != 1:

@@ -18,6 +18,11 @@ class SetupError(Exception):
     """The user must act; the message is one line that says what is wrong and what to do."""
 
 
+COMBINED = "combine"         # source of a train.py that joins two changes which were kept side by side
+LEFT_OUT = "leave-one-out"   # and of the incumbent without one of its changes
+NO_MODEL = ("baseline", "tuner", COMBINED, LEFT_OUT)  # sources; every other one is a model's name
+
+
 class Status(StrEnum):
     """What a row of results.tsv is."""
 
@@ -32,7 +37,7 @@ class Ending(StrEnum):
     """How a trial ended. Decisions read this, never the text of a reason."""
 
     SCORED = "scored"
-    CRASHED = "crashed"            # its own code fell over
+    CRASHED = "crashed"            # its own code fell over, or took too long
     MEMORY = "memory"              # out of memory, its own or while it was scored
     FOUL = "foul"                  # it broke the contract of a trial
     UNREPEATABLE = "unrepeatable"  # the witness could not run its train.py, or differed everywhere
@@ -46,7 +51,7 @@ class Proposal:
 
     description: str     # one line, the proposer's words
     code: str            # the whole train.py that results
-    source: str          # the model's name, "tuner", "baseline", "combine" or "leave-one-out"
+    source: str          # the model's name, or one of NO_MODEL
     reasoning: str = ""
     usd: float = 0.0     # list price of every call that led here, repairs included
     note: str = ""       # facts about how it came to be ("repaired once", ...)
@@ -199,13 +204,20 @@ def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def sigma(history: Sequence[Experiment]) -> float | None:
-    """Noise of val_bpb between seeds, on the test split where val has no repeat; None without any."""
-    repeated = [experiment for experiment in history if len(experiment.rows) > 1]
+    """Noise of val_bpb between seeds; None without any repeat."""
+    return pooled_deviation(repeated(history))
+
+
+def repeated(history: Sequence[Experiment]) -> list[list[float]]:
+    """The values of each train.py that has several, on the test split where none has them on val.
+
+    A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
+    """
     for split in ("val", "test"):
-        # A train.py that pins its own seed repeats one value. It counts once: it says nothing of the noise.
-        if (noise := pooled_deviation(list(set(e.values(split))) for e in repeated)) is not None:
-            return noise
-    return None
+        groups = [list(set(e.values(split))) for e in history if len(e.rows) > 1]
+        if several := [values for values in groups if len(values) > 1]:
+            return several
+    return []
 
 
 def pinned(experiment: Experiment, trial: Trial) -> str:

@@ -1,7 +1,7 @@
 """What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
 ideas.jsonl has kind, area and reasoning of its experiments, and ideas that never ran; notes.md its notes,
-lessons.md what it wrote at the end for the next session on the same data.
+lessons.md what it wrote at the end, the first notes of the next session on the same data.
 A deleted folder or a damaged line costs what it held, and stops nothing.
 """
 
@@ -29,13 +29,19 @@ class Memory:
                         for tag, rows in (earlier or {}).items()}
 
     def add_idea(self, **idea: object) -> None:
-        """Of an experiment: experiment, kind, area, reasoning. Of what never ran: rows, description, reason."""
+        """Of an experiment: experiment, kind, area, is_mend, reasoning; what never ran: rows, description, reason."""
         self.ideas.append(idea)
         append_line(self.runs / IDEAS, json.dumps(idea))
 
+    def is_mend(self, number: int) -> bool:
+        """Whether an experiment whose row is written was a mend."""
+        return any(idea.get("experiment") == number and idea.get("is_mend") for idea in self.ideas)
+
     def write_notes(self, text: str) -> None:
+        """Without what a terminal would obey."""
+        plain = "".join(letter for letter in text if letter.isprintable() or letter == "\n")
         self.runs.mkdir(parents=True, exist_ok=True)
-        write_durably(self.runs / "notes.md", text.encode("utf-8", "replace"))
+        write_durably(self.runs / "notes.md", plain.encode("utf-8", "replace"))
 
     def write_lessons(self, title: str, text: str) -> list[str]:
         """Keep the model's lessons, bounded; the lines of the file."""
@@ -46,22 +52,27 @@ class Memory:
 
     def situation(self, session: Session, known: Sequence[Proposal], program: str) -> Situation:
         """All that a proposal may depend on, as it is now; `known`: the proposals in flight."""
-        history, best, notes = session.history, session.incumbent, self.runs / "notes.md"
+        history, best = session.history, session.incumbent
         quoted = {e.number: e for e in (*history[-N_LOGS:], best)}
-        same = [tag for tag, other in self.earlier.items() if other.rows[0].data == history[0].own.data]
-        lessons = [read_lessons(self.runs.parent / tag) for tag in same]
         return Situation(
             program, {"budget": f"{session.budget_s:g} s of training", "device": history[0].own.device,
                       **session.corpus},
             session.code, session.rows, earlier=[*self.earlier.values()],
-            lessons="\n".join(next(filter(None, reversed(lessons)), ())),
             ideas=by_number(self.ideas),
             unapplied=[idea for idea in self.ideas if "experiment" not in idea],
             logs={n: runner.read_log(session.runs, n, e.own.seed) for n, e in quoted.items()},
             profiles={n: profile_of(session.runs, e, is_whole=e is best) for n, e in quoted.items()},
             running=[(proposal.description, proposal.code) for proposal in known],
             sigma=ledger.sigma(history), misses=ledger.misses(confirm.ideas(history)),
-            notes=notes.read_text(encoding="utf-8", errors="replace") if notes.is_file() else "")
+            notes=self.notes(history[0].own.data))
+
+    def notes(self, data: str) -> str:
+        """The model's notebook; until it writes one, the lessons of the newest earlier session on this data."""
+        if (path := self.runs / "notes.md").is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+        same = [tag for tag, other in self.earlier.items() if other.rows[0].data == data]
+        lessons = (read_lessons(self.runs.parent / tag) for tag in reversed(same))
+        return "\n".join(next(filter(None, lessons), ()))
 
 
 def by_number(ideas: Iterable[dict]) -> dict[int, dict]:

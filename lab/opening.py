@@ -6,15 +6,18 @@ fault of the user's or of the machine becomes a SetupError before it becomes a r
 """
 
 import argparse
+import errno
 import hashlib
 import os
 import resource
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 from lab import card, corpus, edits, ledger, restrict, runner, sandbox
+from lab.checkout import FULL_BYTES
 from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
 from lab.fleet import slots_here
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
@@ -39,8 +42,7 @@ def open_session(root: Path, options: argparse.Namespace, say: Say,
         raise SetupError(f"{one_line(str(error))}: put that right, then start again") from None
     try:
         rows = store.rows()
-        if options.word == "confirm" and not ledger.incumbent(ledger.experiments(rows)):
-            raise SetupError("nothing to confirm yet: run python agent.py first")
+        check_baseline(options.word, rows, store.tag)
         check_train(store.train_code())
         settle_budget(options, rows, store.tag)
         source, shards = settle_data(root, options, rows, store.tag)
@@ -69,14 +71,11 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
              "training tokens": data.train_tokens}
     code = store.code(incumbent.number) if incumbent else ""
     program = read_program(root)
-    if history:  # an edit since its last experiment was saved is a change
-        program = store.here.show(f"{store.candidate_ref(history[-1].number)}:program.md").decode(errors="replace")
-    is_comparable = bool(rows) and rows[0].budget == budget_s  # not where --longer trains
-    return Session(store.tag, runs, budget_s, sizes, rows, history, code, program,
-                   lacks_baseline=is_comparable and not runner.baseline_known(runs))
-
-
-# Before the start -------------------------------------------------------------------------------
+    if history:  # an edit since the model's last idea was saved is a change
+        last = next((e for e in reversed(history) if e.own.source not in ledger.NO_MODEL), history[0])
+        program = store.here.show(f"{store.candidate_ref(last.number)}:program.md").decode(errors="replace")
+    lost = frozenset({e.number for e in history} - store.numbers())
+    return Session(store.tag, runs, budget_s, sizes, rows, history, code, program, lost)
 
 
 def check_limits() -> None:
@@ -86,6 +85,16 @@ def check_limits() -> None:
     if limit != resource.RLIM_INFINITY and limit < restrict.MAX_FILE_BYTES:
         raise SetupError(f"no file may be larger than {limit / 1e9:g} GB here, and a trial's memory is a file: run "
                          "`ulimit -f unlimited`, or ask for a higher limit")
+
+
+def check_baseline(word: str, rows: Sequence[Row], tag: str) -> None:
+    """Raise SetupError where there is nothing to confirm, or nothing to compare with."""
+    history = ledger.experiments(rows)
+    if history and history[0].status is Status.CRASH:
+        raise SetupError(f"the baseline of session {tag} crashed: mend train.py, commit it and start again with "
+                         f"--tag {tag}-2")
+    if word == "confirm" and not ledger.incumbent(history):
+        raise SetupError("nothing to confirm yet: run python agent.py first")
 
 
 def check_train(code: str) -> None:
@@ -232,9 +241,6 @@ def row_warnings(row: Row, data: Data) -> list[str]:
             f"kind learn it by heart: start a session with {mend}"]
 
 
-# While it runs ----------------------------------------------------------------------------------
-
-
 def fixed_files(root: Path, data: Data) -> dict[str, str]:
     """Name and content hash of everything that no experiment may change."""
     code = [root / "prepare.py", root / "agent.py", *sorted((root / "lab").glob("*.py"))]
@@ -247,6 +253,14 @@ def check_fixed(before: dict[str, str], now: dict[str, str], tag: str) -> None:
     if changed := [name for name, digest in now.items() if before.get(name) != digest]:
         raise SetupError(f"{', '.join(changed)} changed while the session ran, so numbers before and after do not "
                          f"compare; restore it, or start again with --tag {tag}-2")
+
+
+def lacks_baseline(session: Session) -> bool:
+    """Whether what the baseline measured is gone, so that it runs once more. One that crashed then is left alone."""
+    rows = session.history[0].rows if session.history else ()
+    is_comparable = bool(rows) and rows[0].budget == session.budget_s  # not where --longer trains
+    is_crash = bool(rows) and rows[-1].status is Status.REPEAT and rows[-1].val_bpb is None
+    return is_comparable and not is_crash and not runner.baseline_known(session.runs)
 
 
 def suspects_machine(session: Session, trial: Trial) -> bool:
@@ -266,6 +280,8 @@ def other_machine(before: str, now: str, tag: str) -> SetupError:
                       f"--tag {tag}-2")
 
 
-def machine_fault(trial: Trial) -> SetupError:
+def machine_fault(root: Path, trial: Trial) -> Exception:
+    if shutil.disk_usage(root).free < FULL_BYTES:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return SetupError(f"the machine is at fault ({one_line(trial.reason, 200)}): look after GPU and disk (nvidia-smi, "
                       "df), then run the same command again; the experiment does not count")

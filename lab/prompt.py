@@ -19,14 +19,14 @@ from lab.timeline import Moment, timeline
 
 PROGRAM_CHARS = 20_000  # of program.md; about 6 000 tokens
 COMMENT = re.compile(r"(?s)<!--.*?-->\s*")  # in program.md, for the person alone
-LAST = 5                # entries of the history; the digest sums up the others
+LAST = 5                # experiments of the history; the digest sums up the others
 SHOWN, EARLIER = 3, 2   # near misses in a digest, and half of the dead ends; in one of an earlier session
 SESSIONS = 2            # earlier sessions that are shown
 LOG_CHARS, DIFF_CHARS, PROFILE_CHARS = 120, 3_000, 700
-IDEA_CHARS, WHY_CHARS, SHORT_CHARS = 80, 60, 28  # of a description, of a reason, and of both in a digest
+IDEA_CHARS, NOTE_CHARS, WHY_CHARS = 80, 60, 160  # of a description, of a row's note, and of why it was tried
+SHORT_CHARS = 28        # of a description and of a reason in a digest
 CURVE_POINTS = 3        # of a curve
 MEND_CHARS = 10_000     # of a diff; a longer one gives way to the whole candidate
-LESSONS_CHARS = 1_800   # of an earlier session, about ten lines
 PLATEAU = 12            # experiments without a keep after which the ask changes
 BRIEF_CHARS = 12_000    # of a prompt for a context of 8 000 tokens, with room for an answer of 2 000
 OPEN, CLOSE = "<train.py>\n", "\n</train.py>"
@@ -70,8 +70,9 @@ Choose one, no knob:
 
 LESSONS = """\
 The session ends here: propose no experiment. Write for the researcher of the next session on this data, who sees
-nothing of this one: ten lines at most, a sentence of at most 200 characters each. First what was learnt, with the
-figures that show it, and what failed and why; then what to try next. Plain lines, no blocks and no markers."""
+nothing of this one and starts with it as notes: ten lines at most, a sentence of at most 140 characters each. First
+what was learnt, with the figures that show it, and what failed and why; then what to try next. Plain lines, no blocks
+and no markers."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,11 @@ class Situation:
     logs: Mapping[int, str] = field(default_factory=dict)      # what a trial printed, by experiment
     profiles: Mapping[int, str] = field(default_factory=dict)  # a line of facts, then shares of a step's time
     earlier: Sequence["Situation"] = ()      # rows and ideas of earlier sessions, the oldest first
-    lessons: str = ""            # what the model wrote at the end of the last one on this data
     running: Sequence[tuple[str, str]] = ()  # description and train.py of what is being measured
     n_writing: int = 0                       # other answers that are being written to this prompt
     sigma: float | None = None   # measured noise of val_bpb between seeds
     misses: int = 0              # experiments since the last keep
-    notes: str = ""              # the model's own notebook
+    notes: str = ""              # the model's own notebook; at first the lessons of an earlier session on this data
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def build_prompt(now: Situation, request: str = "") -> Prompt:
     )
     head = (f"<history>\nThe last of {len(past)}, the digest has the others: val_bpb (less the incumbent's estimate of "
             "now; of then), tokens, parameters, idea; trial; why.")
-    history = (head, *(entry.full for entry in past[-LAST:]))
+    history = (head, *(entry.full for entry in past[first_shown(past):]))
     beside = tuple(code for _, code in now.running)
     return Prompt(RULES, fixed, history, _ask(now, past, request), now.code, beside)
 
@@ -165,9 +165,6 @@ def brief(prompt: Prompt) -> Prompt:
     return replace(prompt, fixed=(*told, *files), history=tuple(history), ask=ask, is_brief=True)
 
 
-# History ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Entry:
     """One entry of the history: an experiment, a repeat, or an idea that never ran."""
@@ -202,21 +199,29 @@ def read_past(now: Situation) -> list[Entry]:
     estimate = moments[-1].after if moments else None
     places = {id(row): place for place, row in enumerate(now.rows, start=1)}
     kept = {row.experiment for row in now.rows if row.status is Status.KEEP}
-    past = [(places[id(moment.row)], _entry(moment, estimate, now, kept)) for moment in moments]
+    means = {e.number: e.val_bpb for e in ledger.experiments(now.rows)}
+    past = [(places[id(moment.row)], _entry(moment, means, estimate, now, kept)) for moment in moments]
     for idea in now.unapplied:
         what, why = (_data(str(idea.get(name)), 120) for name in ("description", "reason"))
         past.append((idea.get("rows", 0), Entry(f"never ran: {what}; reason: {why}")))
     return [entry for _, entry in sorted(past, key=lambda placed: placed[0])]
 
 
-def _entry(moment: Moment, estimate: float | None, now: Situation, kept: Collection[int]) -> Entry:
+def first_shown(past: Sequence[Entry]) -> int:
+    """The place of the last few experiments, and of what never ran between them."""
+    experiments = [place for place, entry in enumerate(past) if entry.number is not None]
+    return max([*experiments[-LAST:], 0][0], len(past) - 2 * LAST)
+
+
+def _entry(moment: Moment, means: Mapping[int, float | None], estimate: float | None, now: Situation,
+           kept: Collection[int]) -> Entry:
     row, idea = moment.row, now.ideas.get(moment.row.experiment, {})
     value = "" if row.val_bpb is None else f" {row.val_bpb:.6f}"
     if not moment.is_own:
         ending = ", and kept" if row.status is Status.KEEP else ""
         return Entry(f"#{row.experiment} measured again, seed {row.seed}:{value or ' crash'}{ending}")
     delta = None if row.val_bpb is None or estimate is None else row.val_bpb - estimate
-    what, note = _data(row.description, IDEA_CHARS), _data(row.note, WHY_CHARS)
+    what, note = _data(row.description, IDEA_CHARS), _data(row.note, NOTE_CHARS)
     head = f"#{row.experiment} {row.status}{value}"
     if delta is not None:
         is_same = moment.delta is None or f"{moment.delta:.6f}" == f"{delta:.6f}"
@@ -228,6 +233,8 @@ def _entry(moment: Moment, estimate: float | None, now: Situation, kept: Collect
     if row.source == "tuner":
         kind, area, what = "knob", "tuner", f"tuner: {what}"
     lines = f"{head}: {what}" + f"; note: {note}" * bool(note), _trial(now, row.experiment), why
+    if delta is not None and (mean := means[row.experiment]) is not None:  # repeats may have moved it
+        delta = mean - estimate
     full = "\n  ".join(filter(None, lines))
     return Entry(full, f"#{row.experiment} {what[:SHORT_CHARS]}", status if row.experiment else None, kind, area,
                  delta, note if status is Status.CRASH else why, row.experiment)
@@ -246,7 +253,7 @@ def _trial(now: Situation, number: int) -> str:
 
 
 def earlier_text(now: Situation) -> str:
-    """What earlier sessions found, each by itself. Those on the same data come last, with the lessons of the newest."""
+    """What earlier sessions found, each by itself. Those on the same data come last."""
     data = now.rows[0].data if now.rows else ""
     sessions = sorted(now.earlier, key=lambda session: session.rows[0].data == data)
     parts = [f"\n<earlier_sessions>\nThe last of {len(sessions)}; margins are to each one's last incumbent."]
@@ -254,11 +261,7 @@ def earlier_text(now: Situation) -> str:
         rows = session.rows
         parts.append(f"Budget {rows[0].budget:g} s, {_data(rows[0].device, 40)}, data {_data(rows[0].data, 8)}:")
         parts += findings(read_past(session), ledger.sigma(ledger.experiments(rows)), EARLIER)
-    parts += [quote("lessons", now.lessons, LESSONS_CHARS)] if now.lessons else []
     return "\n".join([*parts, "</earlier_sessions>"]) if sessions else ""
-
-
-# The ask ------------------------------------------------------------------------------------------
 
 
 def digest(past: Sequence[Entry], older: Sequence[Entry], sigma: float | None) -> str:
@@ -297,11 +300,12 @@ def _incumbent(now: Situation, shown: Collection[int | None]) -> str:
 
 
 def _ask(now: Situation, past: Sequence[Entry], request: str) -> str:
-    parts = [f"<digest>\n{digest(past, past[:-LAST], now.sigma)}\n</digest>"]
+    first = first_shown(past)
+    parts = [f"<digest>\n{digest(past, past[:first], now.sigma)}\n</digest>"]
     notes = quote("notes", now.notes, MAX_NOTES) if now.notes else ""
-    parts += filter(None, (_incumbent(now, {entry.number for entry in past[-LAST:]}), notes))
+    parts += filter(None, (_incumbent(now, {entry.number for entry in past[first:]}), notes))
     for description, code in now.running:
-        changed = quote("diff", diff(now.code, code), DIFF_CHARS)
+        changed = quote("diff", diff(now.code, code), DIFF_CHARS // len(now.running))
         parts.append(f"Being measured now: {_data(description, 160)}\n{changed}\nPropose "
                      "what is worth trying whether it is kept or not, in other lines.")
     if now.n_writing:
@@ -310,18 +314,13 @@ def _ask(now: Situation, past: Sequence[Entry], request: str) -> str:
     last = timeline(now.rows)[-1:]
     if last and last[0].after is not None:
         parts.append(f"The incumbent's estimate is {last[0].after:.6f}, from {last[0].n_trials} trials.")
-    repeats = Counter(row.split for row in now.rows
-                      if row.status is Status.REPEAT and row.budget == now.rows[0].budget)
-    n_repeats = repeats["val"] or repeats["test"]  # as ledger.sigma has it
+    n_repeats = sum(len(values) - 1 for values in ledger.repeated(ledger.experiments(now.rows)))
     noise = "not measured yet" if now.sigma is None else f"sigma {now.sigma:.6f}, from {n_repeats} repeats"
     parts.append(f"Noise between seeds: {noise}.")
     lacking = ", ".join(sorted({*AREAS} - {entry.area for entry in past})) or "none"
     stuck = STUCK.format(misses=now.misses, tried=_tallies(past, "area"), lacking=lacking)
     parts.append(request or (PROPOSE if now.misses < PLATEAU else stuck))
     return "\n\n".join(parts)
-
-
-# Quoting ------------------------------------------------------------------------------------------
 
 
 def quote(tag: str, text: str, limit: int) -> str:

@@ -16,15 +16,16 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from lab import confirm, edits, tuner
+from lab import confirm, edits, ledger, tuner
 from lab.display import Display
 from lab.edits import Flaw, ProposalError
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
 from lab.memory import Memory, called_usd, directions, read_program
 from lab.model import Draft, Outage, Purse, Researcher, Unavailable, next_wait_s, rebase
 from lab.prompt import LESSONS, Situation, build_prompt
-from lab.session import COMBINED, Candidate, New, Session, Stopped
+from lab.session import Candidate, New, Session, Stopped
 from lab.store import Store
+from lab.turns import apart
 from prepare import default_device
 
 PATIENCE_S = 60.0       # how long the GPU waits for a draft under way; a model that is later counts as out
@@ -42,7 +43,7 @@ class Asked:
 
     answer: Future[Draft]
     program: str              # program.md as its prompt quoted it
-    crash: str = ""           # the reason of the crash that it mends
+    mends: tuple[Candidate, Trial] | None = None  # a crash
 
     @property
     def draft(self) -> Draft | None:
@@ -72,7 +73,6 @@ class Proposer:
         called = called_usd(session.runs)
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
-        self.before_usd = self.billed_usd           # by earlier processes
         self.purse = Purse((options.max_usd or math.inf) - self.billed_usd)
         self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
         self.n_before = len(session.history)
@@ -81,8 +81,11 @@ class Proposer:
         self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
         self.asked: tuple[Asked, ...] = ()
         self.waiting_since: float | None = None     # a slot is free, and an answer under way
-        # Changes that the incumbent may lack: (description, train.py before, and after)
-        self.apart: deque[tuple[str, str, str]] = deque()
+        self.crashed: deque[tuple[Candidate, Trial]] = deque()  # to be mended as soon as the model may be asked
+        self.put_off: set[int] = set()              # of these the mend's call failed once, by experiment
+        self.program_read = session.program_read    # program.md as the model's last idea had read it
+        # Combinations that were tried, or do not merge
+        self.joined = {row.description for row in session.rows} | {i.get("description") for i in self.memory.ideas}
 
     def close(self) -> None:
         self.drafter.shutdown(wait=True, cancel_futures=True)
@@ -90,63 +93,59 @@ class Proposer:
     @property
     def tuner_share(self) -> float:
         """Of the turns: none with `llm`, all without a model."""
-        if self.researcher is None:
+        if self.researcher is None and not self.asked:
             return 1.0
         return 0.0 if self.options.researcher == "llm" else self.options.tuner_share
 
     def spent_usd(self) -> float:
         return self.billed_usd + sum(asked.usd for asked in self.asked)
 
-    def spent_now_usd(self) -> float:
-        """By this process."""
-        return self.spent_usd() - self.before_usd
-
-    def judged(self, before: Session, candidate: Candidate, status: Status, val_bpb: float | None) -> None:
-        """Remember what the model said of the idea, and a change that is worth a trial with the incumbent.
-
-        Something else may have been kept while this one ran. Where this one was kept as well, that other change is
-        added to it; where it beat its own parent alone, it is added to that other one.
-        """
+    def judged(self, candidate: Candidate) -> None:
+        """Remember what the model said of the idea."""
         step = candidate.step
-        if step.kind or step.area:
-            self.memory.add_idea(experiment=candidate.number, kind=step.kind, area=step.area,
+        if candidate.number == 0:
+            self.tried.add(edits.fingerprint(step.proposal.code))
+        if step.kind or step.area or step.is_mend:
+            self.memory.add_idea(experiment=candidate.number, kind=step.kind, area=step.area, is_mend=step.is_mend,
                                  reasoning=step.proposal.reasoning[:2000])
-        rival = before.incumbent
-        if rival is None or candidate.is_repeat or candidate.parent == rival.commit:
-            return
-        parent = next((e for e in before.history if e.commit == candidate.parent), None)
-        if status is Status.KEEP:
-            self.apart.append((rival.own.description, candidate.parent_code, before.code))
-        elif val_bpb and parent and parent.val_bpb and val_bpb < parent.val_bpb:
-            self.apart.append((candidate.proposal.description, candidate.parent_code, candidate.proposal.code))
-
-    # -- whose turn
 
     def propose(self, session: Session, in_flight: Sequence[Candidate], is_tuners_turn: bool) -> New | None:
-        """The next idea; None while trials are in flight and an answer is waited for.
+        """The next idea; None while an answer is waited for.
 
         Raises Stopped, and SetupError when there is nothing left to propose with.
         """
         if idea := self._combined_idea(session):
             return idea
-        is_alone = self.options.researcher == "llm"
-        while self.researcher and not is_tuners_turn:
-            asked = self._answered(session, in_flight)
+        if is_tuners_turn and (idea := self._tuner_idea(session, in_flight)):
+            return idea
+        is_awaited = is_tuners_turn or self.options.researcher == "llm"  # nobody else can propose
+        while self.researcher or self.asked:
+            asked = self._answered(session, in_flight, is_awaited and not in_flight)
             if idea := asked and self._model_idea(session, asked):
                 self.waiting_since = None
                 return idea
-            if not asked and in_flight and (is_alone or self._is_patient()):
+            if not asked and in_flight and (is_awaited or self._is_patient()):
                 return None
-            if not asked and not is_alone:
-                break
-        return self._tuner_idea(session, in_flight)
+            if is_awaited and not in_flight:  # before the next round the limits are looked at
+                return None
+            if not asked and not is_awaited:
+                if idea := self._tuner_idea(session, in_flight):
+                    return idea
+                is_awaited = True
+        if idea := self._tuner_idea(session, in_flight):  # the model is out for good
+            return idea
+        raise SetupError("train.py has no ALL_CAPS number left for the tuner to vary: add one, or set "
+                         "ANTHROPIC_API_KEY for a model")
 
     def _combined_idea(self, session: Session) -> New | None:
-        """The incumbent with a change that was kept beside it; where lines conflict, a word to the model."""
-        while self.apart:
-            description, before, after = self.apart.popleft()
-            words = JOINED + description.removeprefix(JOINED)
-            merged = edits.merge(before, after, session.code)
+        """The incumbent with a change that was measured beside it; where lines conflict, a word to the model."""
+        for description, before, after in apart(session):
+            words = one_line(JOINED + description.removeprefix(JOINED))
+            codes = self.store.codes((before, after)) if words not in self.joined else {}
+            self.joined.add(words)
+            if len(codes) < 2:
+                continue
+            merged = edits.merge(codes[before], codes[after], session.code)
             try:
                 if merged is None:
                     raise ProposalError("The two were kept side by side and do not merge by themselves: write both "
@@ -157,7 +156,7 @@ class Proposer:
                     self.memory.add_idea(rows=len(session.rows), description=words, reason=str(error))
                 continue
             self.tried.add(edits.fingerprint(merged))
-            return New(Proposal(words, merged, COMBINED))
+            return New(Proposal(words, merged, ledger.COMBINED))
         return None
 
     def _is_patient(self) -> bool:
@@ -174,7 +173,8 @@ class Proposer:
     def _say_late(self) -> None:
         self.display.say(f"the model is {PATIENCE_S:.0f} s late: the tuner takes this turn")
 
-    def _tuner_idea(self, session: Session, in_flight: Sequence[Candidate]) -> New:
+    def _tuner_idea(self, session: Session, in_flight: Sequence[Candidate]) -> New | None:
+        """None where no constant is left to vary."""
         past = [e for e in confirm.ideas(session.history) if e.status != Status.BUSY][-TUNER_MEMORY:]
         codes = self.store.codes([e.number for e in past])
         told = [(codes[e.number], e.val_bpb) for e in past if e.number in codes]
@@ -184,17 +184,15 @@ class Proposer:
         drawn = tuner.variations(session.code, told, len(session.history) + len(in_flight), default_device())
         proposal = next((idea for idea in drawn if edits.fingerprint(idea.code) not in self.tried), None)
         if proposal is None:
-            raise SetupError("train.py has no ALL_CAPS number left for the tuner to vary: add one, or set "
-                             "ANTHROPIC_API_KEY for a model")
+            return None
         self.tried.add(edits.fingerprint(proposal.code))
         return New(proposal)
 
-    def _answered(self, session: Session, in_flight: Sequence[Candidate]) -> Asked | None:
+    def _answered(self, session: Session, in_flight: Sequence[Candidate], must_wait: bool) -> Asked | None:
         """The oldest answer that is there, after some patience; None while the model is late or out. Raises Stopped.
 
         Beside trials in flight nobody waits here: one of them may end at any moment.
         """
-        must_wait = self.options.researcher == "llm" and not in_flight
         if must_wait and not self.asked and self.stopped.wait(max(0.0, self.back_at - time.monotonic())):
             raise Stopped("stopped by you")
         self.draft_ahead(session, in_flight)
@@ -218,19 +216,22 @@ class Proposer:
         try:
             draft = asked.answer.result()
             description = draft.proposal.description
-            if draft.answer.notes:
+            if draft.answer.notes and not asked.mends:  # a mend is written without the notebook
                 self.memory.write_notes(draft.answer.notes)
             idea = self._fitted(session, draft, asked.program)
         except ProposalError as error:
             self._remember(session, error, description or error.description)
             return None
         except Unavailable as error:
+            if asked.mends and asked.mends[0].number not in self.put_off:
+                self.put_off.add(asked.mends[0].number)
+                self.crashed.append(asked.mends)
             self._without_model(error)
             return None
         self.failures = 0
-        if not asked.crash:
+        if not asked.mends:
             return idea
-        note = "; ".join(filter(None, (f"mended after: {asked.crash}", idea.proposal.note)))
+        note = "; ".join(filter(None, (f"mended after: {asked.mends[1].reason}", idea.proposal.note)))
         return replace(idea, proposal=replace(idea.proposal, note=note), is_mend=True)
 
     def _fitted(self, session: Session, draft: Draft, program: str) -> New:
@@ -240,12 +241,14 @@ class Proposer:
         proposal = rebase(draft, session.code, self.tried).proposal
         self.tried.add(edits.fingerprint(proposal.code))
         paid_usd, self.owed_usd = self.owed_usd, 0.0
-        return New(replace(proposal, usd=paid_usd), program=program, kind=draft.answer.kind, area=draft.answer.area)
-
-    # -- the model
+        is_steered, self.program_read = self.program_read not in ("", program), program
+        return New(replace(proposal, usd=paid_usd), program=program, is_steered=is_steered, kind=draft.answer.kind,
+                   area=draft.answer.area)
 
     def draft_ahead(self, session: Session, in_flight: Sequence[Candidate], n: int = 1) -> None:
-        """Have the model's next n proposals made while trials run, each told of the others as far as they are known."""
+        """Have crashes mended, and the model's next n proposals made while trials run, each told of what is known."""
+        if n:
+            self._mend(session)
         while len(self.asked) < n and session.incumbent and self._may_ask():
             known = [c.proposal for c in in_flight if not c.is_repeat]
             known += [asked.draft.proposal for asked in self.asked if asked.draft]
@@ -254,26 +257,37 @@ class Proposer:
 
     def mend_ahead(self, session: Session, candidate: Candidate, trial: Trial) -> None:
         """Have a crash mended meanwhile, by one call with what it printed; the mend is an experiment of its own."""
-        is_models = candidate.proposal.source not in ("tuner", "baseline", COMBINED, confirm.LEFT_OUT)
-        if is_models and not candidate.step.is_mend and trial.ending in MENDABLE and self._may_ask():
-            now = self.memory.situation(session, (), self._program())
-            told = f"{candidate.proposal.description}\n{trial.reason}\n{trial.log}"
-            self._submit(replace(now, code=candidate.parent_code), trial.reason, candidate.proposal.code, told)
+        is_models = candidate.proposal.source not in ledger.NO_MODEL
+        is_mend = candidate.step.is_mend or self.memory.is_mend(candidate.number)
+        if self.researcher and is_models and not is_mend and trial.ending in MENDABLE:
+            self.crashed.append((candidate, trial))
+            self._mend(session)
 
-    def _submit(self, now: Situation, crash: str = "", *crashed: str) -> None:
-        """Ask for a proposal, or for the mend of a crash with this train.py and log."""
-        ask = self.researcher.repair if crashed else self.researcher.propose
-        tried, does = frozenset(self.tried), "mends a crash" if crashed else "drafts the next proposal"
+    def _mend(self, session: Session) -> None:
+        while self.crashed and self._may_ask():
+            candidate, trial = self.crashed.popleft()
+            if candidate.step.program and directions(candidate.step.program) != directions(self._program()):
+                continue  # it was another direction's idea
+            now = self.memory.situation(session, (), self._program())
+            self._submit(replace(now, code=candidate.parent_code), (candidate, trial))
+
+    def _submit(self, now: Situation, mends: tuple[Candidate, Trial] | None = None) -> None:
+        """Ask for a proposal, or for the mend of a crash."""
+        tried, does, crash = frozenset(self.tried), "mends a crash" if mends else "drafts the next proposal", ()
+        ask = self.researcher.repair if mends else self.researcher.propose
+        if mends:
+            candidate, trial = mends
+            crash = candidate.proposal.code, f"{candidate.proposal.description}\n{trial.reason}\n{trial.log}"
 
         def answer() -> Draft:
             self.display.show_researcher(f"{self.researcher.name} {does}")
             try:
-                return ask(build_prompt(now), *crashed, tried, self.stopped, self.purse)
+                return ask(build_prompt(now), *crash, tried, self.stopped, self.purse)
             finally:
                 if sum(not asked.answer.done() for asked in self.asked) <= 1:  # this one is the last
                     self.display.show_researcher("")
 
-        self.asked += (Asked(self.drafter.submit(answer), now.program, crash),)
+        self.asked += (Asked(self.drafter.submit(answer), now.program, mends),)
 
     def lessons(self, session: Session, skipped: threading.Event) -> list[str]:
         """What the model says was learnt, kept for the next session on this data; no line where it is out."""

@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from lab import archive, confirm, display, ledger, memory, picture, runner, terminal
 from lab.archive import Archive
 from lab.ledger import Experiment, Row, Status, one_line
-from lab.session import COMBINED
 from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
@@ -44,10 +43,28 @@ def morning(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def in_background(root: Path) -> subprocess.Popen:
-    """Write both files in a process of its own: it slows nothing, and leaves no memory behind."""
-    return subprocess.Popen([sys.executable, str(root / "agent.py"), "report", "--quiet"], stdin=subprocess.DEVNULL,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+class Drawer:
+    """Has both files drawn in a process of its own, one at a time: it slows nothing, and leaves no memory behind."""
+
+    def __init__(self, root: Path):
+        self.command = [sys.executable, str(root / "agent.py"), "report", "--quiet"]
+        self.process: subprocess.Popen | None = None
+        self.is_due = False  # something happened that the process does not know
+
+    def draw(self) -> None:
+        """Begin, unless that is under way."""
+        self.is_due = self.process is not None and self.process.poll() is None
+        if not self.is_due:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                            stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def finish(self) -> None:
+        """Wait until all is drawn."""
+        if self.process:
+            self.process.wait()
+        if self.is_due:
+            self.draw()
+            self.process.wait()
 
 
 def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
@@ -56,12 +73,12 @@ def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
                 and row.split == "val" and row.source != "baseline"}  # one that came back later is one
     own = verdicts.values()
     counts = Counter(row.source for row in own)
-    models = [row for row in own if row.source not in ("tuner", COMBINED)]
-    n_repaired = sum("repaired" in row.note or "mended" in row.note for row in models)
+    models = [row for row in own if row.source not in ledger.NO_MODEL]
+    n_repaired = sum("repaired " in row.note or "mended after: " in row.note for row in models)
     names = sorted({row.source for row in models})
     parts = [f"{names[0] if len(names) == 1 else 'models'} {len(models)}"
              + (f" ({n_repaired} repaired)" if n_repaired else "")] if models else []
-    parts += [f"{name} {counts[name]}" for name in ("tuner", COMBINED) if counts[name]]
+    parts += [f"{name} {counts[name]}" for name in ("tuner", ledger.COMBINED) if counts[name]]
     answers = f"{n_unusable} answer{'s' * (n_unusable != 1)} not usable" if n_unusable else ""
     count = f"{len(own)} experiment{'s' * (len(own) != 1)}"
     return "; ".join(filter(None, (": ".join(filter(None, (count, ", ".join(parts)))), answers, f"${usd:.2f}")))
@@ -147,7 +164,7 @@ def as_json(rows: Sequence[Row], runs: Path | None = None) -> dict[str, object]:
                         "trials": len(e.values("val")), "description": e.own.description}
            for name, e in ends(rows).items()},
         "noise": ledger.sigma(history),
-        "experiments": Counter(row.source if row.source == confirm.LEFT_OUT else str(row.status)
+        "experiments": Counter(row.source if row.source == ledger.LEFT_OUT else str(row.status)
                                for row in rows),
         "failures": dict(causes.most_common(10)),
         "money": _grouped(history, sources) | _without_row(rows, runs),
@@ -170,7 +187,7 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
             groups.setdefault(one_line(names.get(e.number, "other"), 40), []).append(e)
     return {name: {"tries": len(mine), "keeps": sum(e.status is Status.KEEP for e in mine),
                    "best": min((e.val_bpb for e in mine if e.val_bpb is not None), default=None),
-                   "usd": sum(e.own.usd for e in mine)} for name, mine in sorted(groups.items())}
+                   "usd": sum(row.usd for e in mine for row in e.rows)} for name, mine in sorted(groups.items())}
 
 
 def _without_row(rows: Sequence[Row], runs: Path | None) -> dict[str, dict]:

@@ -6,6 +6,7 @@ nothing about keeping, and never reads a number from what a trial printed.
 """
 
 import argparse
+import glob
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from prepare import DEFAULT_BUDGET_S, default_device
 ROOT = Path(__file__).resolve().parent.parent
 REFEREES: set[int] = set()  # this process's, alive: the end of one trial spares the trials beside it
 MAX_SEED = 2**32 - 1  # numpy's
+MAX_LINE = 1000  # characters of what a train.py by hand prints
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
 
 
@@ -67,11 +69,13 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     work = slot.folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     (work / MODEL).unlink(missing_ok=True)  # of a trial before that was not kept
+    device = default_device()
+    cards = [path for pattern in sandbox.GPUS for path in glob.glob(pattern)] if device == "cpu" else slot.hidden
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
-        "folder": str(folder), "work": str(work), "device": default_device(),
+        "folder": str(folder), "work": str(work), "device": device,
         "cores": len(slot.cores) or os.cpu_count(), "parent": os.getpid(),
-        "hidden": [*map(str, held_out(data.source)), *slot.hidden],
+        "hidden": [*map(str, held_out(data.source)), *cards],
         "witness_below": witness_below, "is_baseline": is_baseline, "last_try": last_try,
         "limits": asdict(limits)}
     sandbox.adopt_orphans()  # should the referee be killed, its trial comes to us
@@ -99,8 +103,8 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
 
 
 def longest_s(limits: TrialLimits, budget_s: float) -> float:
-    """Of a trial, its witness and its profile, which may take longer to start."""
-    patience_s = (1 + 2 * WITNESS_FACTOR) * sum(asdict(limits).values())
+    """Of the start that fills the cache, a trial, its witness and its profile, which may take longer to start."""
+    patience_s = (2 + 2 * WITNESS_FACTOR) * sum(asdict(limits).values())
     return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
 
@@ -135,8 +139,11 @@ def end(process: subprocess.Popen) -> None:
     process.stdout.close()
     REFEREES.discard(process.pid)
     if process.returncode not in (0, 143):  # it was killed, and could not sweep
-        with sandbox.CHILDREN:
-            sandbox.sweep(but=REFEREES)
+        try:
+            with sandbox.CHILDREN:
+                sandbox.sweep(but=REFEREES)
+        except OSError as error:  # a driver or a disk holds some: whether the machine still works is asked next
+            raise RefereeFailed(str(error)) from None
 
 
 def by_hand(path: Path) -> int:
@@ -157,7 +164,7 @@ def by_hand(path: Path) -> int:
         return 2
     for name, value in asdict(trial).items():
         if name not in ("log", "late_log", "phases", "profile", "versions"):
-            print(f"{name}: {value}")
+            print(f"{name}: {one_line(str(value))}")
     return 1 if trial.val_bpb is None else 0
 
 
@@ -170,11 +177,8 @@ def setting(name: str, read: Callable[[str], float], default: float) -> float:
 
 
 def print_line(kind: str, value: object) -> None:
-    if kind == "line":
-        print(value, flush=True)
-
-
-# What is kept of a trial under runs/TAG -----------------------------------------------------
+    for line in value.splitlines() if kind == "line" else ():
+        print(one_line(line, MAX_LINE), flush=True)  # without what a terminal would obey
 
 
 def baseline_known(runs: Path) -> bool:
@@ -188,7 +192,7 @@ def keep_model(runs: Path, slot: Slot) -> None:
     A kill between its row and this leaves the file of the keep before.
     """
     learnt = slot.folder(runs) / MODEL
-    if learnt.exists():
+    if learnt.exists() and not slot.host:
         os.replace(learnt, runs / "model.safetensors")
 
 

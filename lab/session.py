@@ -6,13 +6,13 @@ module also turns a step into a saved candidate, and a trial into a row. It deci
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from lab import edits, ledger
 from lab.ledger import Experiment, Proposal, Row, Status, Trial, one_line
 from lab.store import Store
 
-COMBINED = "combine"  # source of a train.py that joins two changes which were kept side by side
 NOTE_CHARS = 200      # of a note, where the name of a slot follows; a cell has 300
 
 
@@ -35,6 +35,7 @@ class New:
     proposal: Proposal
     split: str = "val"
     program: str = ""          # program.md as the idea had read it; "" for an idea that read none
+    is_steered: bool = False   # it is the first that had read another one
     kind: str = ""             # what the model says the idea is: a knob, a mechanism, ...
     area: str = ""             # and what it changes
     is_mend: bool = False      # it mends a crash, so its own crash is not mended again
@@ -75,7 +76,8 @@ class Session:
     rows: tuple[Row, ...] = ()           # in the order of results.tsv
     history: tuple[Experiment, ...] = ()
     code: str = ""                       # the incumbent's train.py
-    program_judged: str = ""             # program.md as the idea of the last row had read it
+    program_read: str = ""               # program.md as the last idea had read it when this process began
+    lost: frozenset[int] = frozenset()   # experiments whose train.py a clone has not brought along
     spent_usd: float = 0.0               # by rows and calls together
     n_slots: int = 1                     # trials that may run at once
     lacks_baseline: bool = False         # what it measured is gone: it runs once more before anything else
@@ -94,8 +96,8 @@ class Session:
 
     def busy(self, in_flight: Sequence[Candidate], splits: Collection[str] = ("val", "test")) -> Row | None:
         """The oldest trial that did not have its machine and has not run again."""
-        running = {candidate.number for candidate in in_flight}
-        last = (e.rows[-1] for e in self.history if e.number not in running)
+        not_now = self.lost | {candidate.number for candidate in in_flight}
+        last = (e.rows[-1] for e in self.history if e.number not in not_now)
         waiting = (row for row in last if row.status is Status.BUSY and row.split in splits)
         return next((row for row in waiting if row.budget == self.budget_s), None)
 
@@ -110,9 +112,7 @@ class Session:
         rows = (*self.rows, row)
         return replace(
             self, rows=rows, history=tuple(ledger.experiments(rows)),
-            code=candidate.proposal.code if row.status is Status.KEEP else self.code,
-            program_judged=candidate.step.program or self.program_judged,
-            lacks_baseline=self.lacks_baseline and candidate.number != 0)
+            code=candidate.proposal.code if row.status is Status.KEEP else self.code)
 
 
 def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:
@@ -129,11 +129,12 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
     known = session.experiment(step.number)
     is_repeat = known.status != Status.BUSY
     proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
-    counted = sum(row.status is not Status.BUSY for row in known.rows)  # a busy trial draws no new seed
-    in_row = counted + sum(candidate.number == step.number for candidate in in_flight)
+    used = {row.seed for row in known.rows if row.status is not Status.BUSY}  # a busy trial draws no new seed
+    used |= {candidate.seed for candidate in in_flight if candidate.number == step.number}
+    seed = next(seed for seed in count(100 * step.number) if seed not in used)
     parent = known.own.parent
     parent_code = "" if is_repeat or not parent else store.code_of(parent)
-    return Candidate(step.number, known.own.commit, 100 * step.number + in_row,
+    return Candidate(step.number, known.own.commit, seed,
                      New(proposal, step.split), parent, parent_code, is_repeat)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 
@@ -121,8 +122,6 @@ class Store:
         self.new = False
         return [*done, f"started session {self.tag} on branch autoresearch/{self.tag}"]
 
-    # -- the loop's calls
-
     def save(self, number: int, code: str, subject: str, body: str = "") -> str:
         """Commit a candidate under a ref of its own; the branch stays."""
         tip = self._tip()
@@ -213,8 +212,6 @@ class Store:
         known = self.here.git("cat-file", "--batch-check=%(objectname)", data=f"{refs}\n".encode())
         return not mine.isdisjoint(known.split())
 
-    # -- reading
-
     def rows(self) -> list[Row]:
         """The session's rows as `recover` will leave them."""
         data = b"" if self.new else self._rows()
@@ -244,9 +241,14 @@ class Store:
         return self.code_of(self.candidate_ref(number))
 
     def codes(self, numbers: Iterable[int]) -> dict[int, str]:
-        """train.py by experiment; what git has lost is left out."""
-        codes = {n: self.here.show(f"{self.candidate_ref(n)}:train.py") for n in numbers}
-        return {n: code.decode(*TEXT) for n, code in codes.items() if code}
+        """train.py by experiment, by one git for all; what it has lost is left out."""
+        names, codes = {n: f"{self.candidate_ref(n)}:train.py\n" for n in numbers}, {}
+        answers = BytesIO(self.here.run("cat-file", "--batch", data="".join(names.values()).encode())[1])
+        for number in names:
+            size = answers.readline().rpartition(b" ")[2].strip()  # "ID blob SIZE", or "NAME missing"
+            if size.isdigit():
+                codes[number] = answers.read(int(size) + 1)[:-1].decode(*TEXT)
+        return codes
 
     def fingerprints(self) -> set[str]:
         """Syntax trees of all candidates. Only a message's last line is ours, not a model's."""
@@ -255,6 +257,11 @@ class Store:
         last = [body.strip().rpartition("\n")[2] for body in bodies]
         return {line.split()[1] for line in last if line.startswith("fingerprint: ")}
 
+    def numbers(self) -> set[int]:
+        """The experiments whose train.py is there."""
+        names = self.here.git("for-each-ref", "--format=%(refname:lstrip=3)", self.candidate_ref()).split()
+        return {int(name) for name in names if name.isdecimal()}
+
     def earlier_sessions(self) -> dict[str, list[Row]]:
         """The rows of the other sessions of this repository by name, in the order of their last rows."""
         sessions = {}
@@ -262,8 +269,6 @@ class Store:
             with suppress(ValueError):  # a damaged file of another session stops nothing
                 sessions[path.stem] = ledger.read(path) if path != self.copy else []
         return {tag: rows for tag, rows in sessions.items() if rows}
-
-    # -- recovery
 
     def recover(self) -> list[str]:
         """Finish or undo what the last process left. Returns a line for each thing done."""
@@ -320,14 +325,11 @@ class Store:
 
     def _settle_candidates(self, rows: list[Row]) -> list[str]:
         """Every row's commit has its ref; a candidate without a row had no result and goes."""
-        format_ = "--format=%(refname:lstrip=3)"
-        names = self.here.git("for-each-ref", format_, self.candidate_ref()).split()
-        commits = {str(row.experiment): row.commit for row in rows}
-        self.next_number = max(map(int, commits), default=-1) + 1
-        stopped = [n for n in names if n.isdecimal() and n not in commits]
-        orders = "".join(f"delete {self.candidate_ref(n)}\n" for n in stopped)
+        numbers, commits = self.numbers(), {row.experiment: row.commit for row in rows}
+        self.next_number = max(commits, default=-1) + 1
+        orders = "".join(f"delete {self.candidate_ref(n)}\n" for n in numbers - commits.keys())
         self.here.git("update-ref", "--stdin", data=orders.encode())
-        lost = commits.keys() - set(names)
+        lost = commits.keys() - numbers
         for number in lost:  # what a clone has not brought along stays lost
             self.here.run("update-ref", self.candidate_ref(number), commits[number], "")
         return [f"{len(lost)} experiments had lost their refs"] if lost else []

@@ -74,7 +74,7 @@ def current_tag() -> str:
 
 def fault_line(error: Exception) -> str:
     """What the user reads of a fault that no retry mends."""
-    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # git says it in words
+    if any(getattr(each, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) for each in (error, error.__context__)):
         return "the disk is full; make room and run the same command again: it continues"
     if isinstance(error, SetupError):
         return str(error)

@@ -123,17 +123,13 @@ def rewrite(code: str, changes: Sequence[tuple[Knob, Value]]) -> str:
     return code
 
 
-def names_read(code: str) -> set[str]:
-    """A constant that nothing reads would cost a trial and change nothing."""
-    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
-    return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
-
-
 def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int,
                device: str = "cpu") -> Iterator[Proposal]:
     """Proposals, some of them twice; `history` has train.py and val_bpb (None for a crash) in any order."""
     elsewhere = "GPU_" if device.lower() == "cpu" else "CPU_"
-    read = names_read(code)
+    # A constant that nothing reads would cost a trial and change nothing.
+    uses = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+    read = {node.id for node in uses if isinstance(node.ctx, ast.Load)}
     found = [knob for knob in find(code) if knob.name in read and not knob.name.startswith(elsewhere)]
     rng, names = random.Random(seed), knobs(code).keys()
     told = [(math.inf if bpb is None else bpb, knobs(earlier)) for earlier, bpb in history]

@@ -42,12 +42,19 @@ def next_step(session: Session, in_flight: Sequence[Candidate], tuner_share: flo
     if session.lacks_baseline:
         return Turn.WAIT if in_flight else Again(0)
     if not any(candidate.is_repeat for candidate in in_flight):
-        if rival := overtaken(history, incumbent):
+        if rival := overtaken([e for e in history if e.number not in session.lost], incumbent):
             return Again(rival.number)
-        if ledger.misses(history) >= REPEAT_AFTER * len(incumbent.values("val")):
+        if ledger.misses(history) >= REPEAT_AFTER * n_tries(incumbent):
             return Again(incumbent.number)
-    sources = [e.own.source for e in history[1:]] + [c.proposal.source for c in in_flight]
+    known = {e.number for e in history}
+    sources = [e.own.source for e in history[1:]] + [c.proposal.source for c in in_flight if c.number not in known]
     return Turn.TUNER if tuner_credit(sources, tuner_share) >= 1 else Turn.MODEL
+
+
+def n_tries(experiment: Experiment) -> int:
+    """Its trials on the validation split, crashes included: one that crashes on every seed is not measured for ever."""
+    crashes = [row for row in experiment.rows if row.val_bpb is None and row.split == "val"]
+    return len(experiment.values("val")) + sum(row.status is not Status.BUSY for row in crashes)
 
 
 def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experiment | None:
@@ -59,6 +66,28 @@ def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experimen
     fewer = [e for e in history if 0 < len(e.values("val")) < n_trials and e.rows[-1].val_bpb is not None]
     below = [e for e in fewer if e.val_bpb < incumbent.val_bpb]
     return min(below, key=lambda e: e.val_bpb, default=None)
+
+
+def apart(session: Session) -> list[tuple[str, int, int]]:
+    """(idea, experiment before it, experiment with it) of changes that the incumbent may lack.
+
+    Something else was kept while an idea ran. Where the idea was kept as well, that other change is worth a trial with
+    it; where it beat its own parent alone, the idea is worth a trial with that other one.
+    """
+    numbers = {e.commit: e.number for e in session.history}
+    values = {e.commit: e.val_bpb for e in session.history}
+    found, kept, known = [], None, set()
+    for row in session.rows:
+        if row.status is Status.BUSY or row.split != "val":
+            continue
+        is_late = kept and row.experiment not in known and row.parent in numbers.keys() - {kept.commit}
+        if is_late and row.status is Status.KEEP:
+            found.append((kept.description, numbers[row.parent], kept.experiment))
+        elif is_late and None not in (row.val_bpb, values[row.parent]) and row.val_bpb < values[row.parent]:
+            found.append((row.description, numbers[row.parent], row.experiment))
+        kept = row if row.status is Status.KEEP else kept
+        known.add(row.experiment)
+    return found
 
 
 def judge_repeat(session: Session, experiment: Experiment, trial: Trial) -> tuple[Status, str]:
@@ -106,16 +135,17 @@ class Limits:
             return text
         return f"{text}: too soon to confirm, run python agent.py confirm afterwards"
 
-    def check(self, session: Session, in_flight: Sequence[Candidate]) -> None:
-        """Raise Stopped when one of them is reached."""
-        options = self.options
-        enough = options.experiments is not None and self._n_tried(session, in_flight) >= options.experiments
-        if session.incumbent and enough:
-            raise Stopped(f"--experiments {options.experiments}")
+    def allow(self, session: Session, in_flight: Sequence[Candidate]) -> bool:
+        """Whether something may start beside what is in flight. Raises Stopped when a limit is reached."""
+        options, limit = self.options, self.options.experiments
+        if session.incumbent and limit is not None and n_ideas(session) - self.n_before >= limit:
+            raise Stopped(f"--experiments {limit}")
         if options.max_usd is not None and session.spent_usd >= options.max_usd:
             raise Stopped(f"--max-usd {options.max_usd:g} (${session.spent_usd:.2f} spent)")
         if self._left_s(session) < trial_s(session):
             raise Stopped(f"--hours {options.hours:g}")
+        is_full = limit is not None and self._n_tried(session, in_flight) >= limit
+        return not (in_flight and is_full) or session.busy(in_flight) is not None
 
     def n_more(self, session: Session, in_flight: Sequence[Candidate]) -> int:
         """How many ideas can be tried after those in flight: no draft is paid for in vain."""

@@ -182,7 +182,7 @@ def become_agent(root: str, files: list[str], arguments: list[str], step: int, a
         os.environ.update(changes)
         texts.RETRY_WAITS_S = (0.01,) * len(texts.RETRY_WAITS_S)
         agent.ROOT = runner.ROOT = Path(root)
-        agent.Loop.show = lambda self: None  # the report, a pure reader, takes seconds
+        agent.report.Drawer.draw = lambda self: None  # the report, a pure reader, takes seconds
         if action:
             inject(root, step, action)
         if server:

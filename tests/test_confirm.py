@@ -44,7 +44,7 @@ def run(code, *, data, seed, budget_s, folder, split, **more):
 runner.run = run
 import agent  # its fleet takes runner.run as it finds it
 
-agent.Loop.show = lambda loop: None
+agent.report.Drawer.draw = lambda drawer: None
 sys.exit(agent.main(sys.argv[1:]))
 """
 
@@ -70,8 +70,8 @@ def row(number: int, value: float | None, split: str = "test", status: str = "re
                **{"budget": 300.0, **more})
 
 
-SESSION = [row(0, 2.0, "val", "keep"), row(1, 1.9, "val", "keep"), row(2, 1.8, "val", "keep"),
-           *(row(2, value) for value in (1.81, 1.83, 1.82))]
+SESSION = [row(0, 2.0, "val", "keep"), row(1, 1.9, "val", "keep", parent="0000000"),
+           row(2, 1.8, "val", "keep", parent="0000001"), *(row(2, value) for value in (1.81, 1.83, 1.82))]
 
 
 def removal(number: int, kept: int, values: list[float | None], parent: str = "0000002") -> list[Row]:
@@ -100,6 +100,16 @@ def test_one_seed_has_no_noise_and_a_crash_no_worth():
     assert crashed[0] == 2 and crashed[2] == math.inf and math.isnan(known[3])
     assert "crashes without it" in report.summary(rows) and "One seed each" in report.summary(rows)
     assert confirm.ranking(experiments(SESSION[:3])) == [] == confirm.ranking([])
+
+
+def test_a_change_is_taken_out_against_the_file_that_it_changed():
+    """#2 is dropped when #1 returns; #3 changes #1's file."""
+    rows = [*SESSION[:3], row(1, 1.7, "val", "keep", parent="0000000"), row(3, 1.6, "val", "keep", parent="0000001")]
+    now = Session("t", Path("runs"), 300.0, {}, tuple(rows), tuple(experiments(rows)), "a = 1\nb = 2\nd = 4\n")
+    codes = {0: "a = 1\n", 1: "a = 1\nb = 2\n", 2: "a = 1\nb = 2\nc = 3\n", 3: now.code}
+    assert [(before.number, e.number) for before, e in confirm.changes_in(now.history)] == [(0, 1), (1, 3)]
+    found, lines = confirm.taken_out(now, codes.get)
+    assert lines[0] == "no longer in train.py: #2: idea 2" and 2 not in found
 
 
 def test_removals_leave_the_search_as_it_was():

@@ -35,8 +35,12 @@ TWO_CORES = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sc
 # Which slots there are --------------------------------------------------------------------------
 
 
-def test_one_slot_is_the_whole_machine():
-    assert slots_here(1, 1, "cpu") == slots_here(1, 1, "cuda") == [Slot()]
+def test_one_slot_is_the_whole_machine_but_for_cards_that_were_not_asked_for(monkeypatch):
+    assert slots_here(1, 1, "cpu") == [Slot()]
+    two = [("a", ("/dev/nvidia1",)), ("b", ("/dev/nvidia0",))]
+    for cards, slot in (([], Slot()), ([("a", ())], Slot()), (two, Slot(card="a", hidden=("/dev/nvidia1",)))):
+        monkeypatch.setattr(machine, "cards", lambda cards=cards: cards)
+        assert slots_here(1, 1, "cuda") == [slot]
 
 
 @TWO_CORES

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -23,8 +24,8 @@ from model_server import ModelServer, answer
 
 from agent import Turn, judge, keep_below, next_step
 from lab import edits, ledger, report, runner
-from lab.ledger import Ending, Experiment, Proposal, Row, Status, Trial
-from lab.opening import row_warnings
+from lab.ledger import Ending, Experiment, Proposal, Row, SetupError, Status, Trial
+from lab.opening import check_baseline, lacks_baseline, row_warnings
 from lab.report import who_proposed
 from lab.session import Again, Candidate, New, Session, Stopped, candidate_of, row_of
 from lab.store import Store
@@ -434,11 +435,11 @@ def test_hours_keep_time_for_confirm_and_start_nothing_that_would_not_end():
     now, limits = slow_session(360.0), Limits(night_of(hours=8), slow_session(360.0))
     assert limits.confirm_s(now) == 6 * 360 and limits.n_more(now, ())
     limits.started_at -= 8 * 3600 - 6 * 360 - 700  # 700 s are left: one trial, and none after it
-    limits.check(now, ())
+    limits.allow(now, ())
     assert limits.n_more(now, ()) == 0
     limits.started_at -= 400
     with pytest.raises(Stopped, match="--hours 8"):
-        limits.check(now, ())
+        limits.allow(now, ())
     assert "too soon to confirm" in str(Limits(night_of(hours=0.5), now)) and "after 8 hours, at" in str(limits)
     assert Limits(night_of(hours=0.5), now).confirm_s(now) == 0
 
@@ -446,9 +447,14 @@ def test_hours_keep_time_for_confirm_and_start_nothing_that_would_not_end():
 def test_experiments_count_what_is_in_flight_but_no_repeat():
     now = slow_session(1.0)
     limits = Limits(night_of(experiments=1), now)
-    limits.check(now, (candidate(0, is_repeat=True),))
+    assert limits.allow(now, (candidate(0, is_repeat=True),))
+    assert not limits.allow(now, (candidate(3),)), "it may have to run again"
+    more = (*now.rows, Row("c3", 1.0, status=Status.BUSY, experiment=3, budget=300.0))
+    waits = replace(now, rows=more, history=tuple(ledger.experiments(more)))
+    assert limits.allow(waits, (candidate(4),)) and limits.allow(waits, ())
+    judged = (*now.rows, Row("c3", 1.0, status=Status.DISCARD, experiment=3, budget=300.0))
     with pytest.raises(Stopped, match="--experiments 1"):
-        limits.check(now, (candidate(3),))
+        limits.allow(replace(now, rows=judged, history=tuple(ledger.experiments(judged))), ())
     four = Limits(night_of(experiments=4), now)
     assert four.n_more(now, (candidate(3),)) == 3 and four.n_more(now, tuple(map(candidate, range(3, 9)))) == 0
     assert str(Limits(night_of(), now)) == "stops when you press Ctrl-C"
@@ -510,7 +516,9 @@ def test_a_shorter_file_within_the_noise_is_kept_without_creep():
     now = session(*history, code=LONG)
     assert verdict(now, trial(0.995), SHORT) is Status.KEEP
     assert verdict(now, trial(0.995), LONG) is Status.DISCARD
-    assert keep_below(now, SHORT)[0] == 0.99 + ledger.sigma(history) and keep_below(now, LONG) == (0.99, "")
+    short, long = (New(Proposal("", code, "")) for code in (SHORT, LONG))
+    assert keep_below(now, short)[0] == 0.99 + ledger.sigma(history) and keep_below(now, long) == (0.99, "")
+    assert keep_below(now, replace(short, split="test")) == (-math.inf, "")
     # experiment 2 was itself a simplification: the bound stays where it was
     assert verdict(session(*history, experiment(2, "keep", 1.00), code=LONG), trial(1.009), SHORT) is Status.DISCARD
 
@@ -527,8 +535,9 @@ def test_the_incumbent_is_measured_again_after_eight_misses():
     history.append(experiment(8, "crash", None))
     assert next_step(session(*history), (), 1.0) == Again(0)
     assert next_step(session(*history), (candidate(0, is_repeat=True),), 1.0) is Turn.TUNER
-    history[0] = experiment(0, "keep", 1.0, 1.1)
-    assert next_step(session(*history), (), 1.0) is Turn.TUNER
+    for value in (1.1, None):  # one that crashes on other seeds is not measured for ever
+        history[0] = experiment(0, "keep", 1.0, value)
+        assert next_step(session(*history), (), 1.0) is Turn.TUNER
 
 
 def test_what_lies_below_an_incumbent_that_its_repeats_raised_is_measured_again_before_anything_else():
@@ -601,6 +610,33 @@ def test_a_busy_trial_runs_again_with_its_own_seed():
     repeated = session(experiment(0, "keep", 1.0, 3.0, statuses=("busy",)))
     assert candidate_of(repeated, (), Again(0), store).seed == 1
     assert candidate_of(repeated, (candidate(0, is_repeat=True),), Again(0), store).seed == 2
+    first, second = experiment(0, "keep", 1.0, 1.1).rows
+    killed = session(Experiment(0, (first, replace(second, seed=2))))
+    assert candidate_of(killed, (), Again(0), store).seed == 1, "the trial with seed 1 was killed"
+
+
+def test_a_turn_in_flight_counts_once_and_a_repeat_not_at_all():
+    first, *others = (experiment(0, "keep", 1.0), experiment(2, "discard", 2.0), experiment(3, "discard", 2.0))
+    again = session(first, experiment(1, "busy", 2.0, source="tuner"), *others)
+    assert next_step(again, (candidate(1, source="tuner"),), 0.5) is Turn.TUNER
+    now = session(first, experiment(1, "discard", 2.0, source="tuner"), others[0])
+    assert next_step(now, (candidate(0, source="baseline", is_repeat=True),), 0.5) is Turn.MODEL
+
+
+def test_a_session_whose_baseline_crashed_is_not_continued():
+    with pytest.raises(SetupError, match="--tag t-2"):
+        check_baseline("research", experiment(0, "crash", None).rows, "t")
+    with pytest.raises(SetupError, match="nothing to confirm"):
+        check_baseline("confirm", experiment(0, "busy", 1.0).rows, "t")
+    check_baseline("research", experiment(0, "busy", 1.0).rows, "t")
+
+
+def test_what_the_baseline_measured_is_missed_at_any_moment_but_not_for_ever(tmp_path):
+    now = replace(session(experiment(0, "keep", 1.0)), runs=tmp_path)
+    assert lacks_baseline(now) and not lacks_baseline(replace(now, budget_s=900.0))
+    in_vain = replace(session(experiment(0, "keep", 1.0, None)), runs=tmp_path)
+    busy = replace(session(experiment(0, "keep", 1.0, 1.0, statuses=("busy",))), runs=tmp_path)
+    assert not lacks_baseline(in_vain) and lacks_baseline(busy)
 
 
 def test_nothing_starts_beside_the_baseline():

@@ -112,11 +112,12 @@ def test_the_models_idea_carries_what_was_said_of_it(make):
     found, now = make(draft("faster", BETTER, notes="look at the rate"))
     idea = found.propose(now, (), False)
     assert (idea.proposal.description, idea.kind, idea.area) == ("faster", "mechanism", "attention")
-    found.judged(now, Candidate(1, "c1", 100, idea), Status.DISCARD, 2.1)
+    found.judged(Candidate(1, "c1", 100, idea))
     (now.runs / "0000-0.json").write_text('{"profile": "start 3.5 s\\nforward 40%"}')
     (now.runs / "0000-0.log").write_text("loss 1.0")
     asked = Memory(now.runs).situation(now, (), PROGRAM)
-    assert asked.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "reasoning": "because"}}
+    assert asked.ideas == {1: {"experiment": 1, "kind": "mechanism", "area": "attention", "is_mend": False,
+                               "reasoning": "because"}}
     assert asked.notes == "look at the rate" and asked.logs == {0: "loss 1.0"}
     assert asked.profiles == {0: "start 3.5 s\nforward 40%"}
 
@@ -179,40 +180,54 @@ def test_what_the_tuner_has_in_flight_it_does_not_propose_again(make):
     assert len(codes) == 8
 
 
+def beside(now: Session, shelf: Shelf, code: str, status: Status, value: float | None) -> Session:
+    """#1 was kept while #2, this train.py, ran; both change the baseline's."""
+    rows = (*now.rows, Row("c1", 1.7, status=Status.KEEP, experiment=1, description="faster", parent="c0"),
+            Row("c2", value, status=status, experiment=2, description="idea 2", parent="c0"))
+    shelf.known = {0: TRAIN, 1: TRAIN.replace(*BETTER), 2: code}
+    head = code if status is Status.KEEP else shelf.known[1]
+    return replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=head)
+
+
 def test_a_change_that_a_late_keep_lacks_is_offered_once(make):
     found, now = make(kind="tuner")
     longer = TRAIN.replace("BATCH = 8 ", "BATCH = 4 ")
-    rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
-    before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
-    kept = running(longer, 2, parent="c0", parent_code=TRAIN)
-    found.judged(before, kept, Status.KEEP, 1.8)
-    after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
+    after = beside(now, found.store, longer, Status.KEEP, 1.6)
     idea = found.propose(after, (), True).proposal
     assert idea.code == longer.replace(*BETTER) and idea.source == "combine" and "faster" in idea.description
     assert found.propose(after, (), True).proposal.source == "tuner"
-    found.judged(after, running(TRAIN, 3, parent="c2"), Status.KEEP, 1.7)  # nothing was kept while it ran
-    assert found.propose(after, (), True).proposal.source == "tuner"
+    rows = (*after.rows, Row("c3", 1.5, status=Status.KEEP, experiment=3, parent="c2"))  # nothing was kept meanwhile
+    third = replace(after, rows=rows, history=tuple(ledger.experiments(rows)))
+    assert found.propose(third, (), True).proposal.source == "tuner"
 
 
 def test_a_late_idea_that_beat_its_own_parent_alone_is_tried_with_the_incumbent(make):
-    found, now = make(kind="tuner")
     longer = TRAIN.replace("BATCH = 8 ", "BATCH = 4 ")
-    rows = (*now.rows, Row("c1", 1.7, status=Status.KEEP, experiment=1, description="faster"))
-    now = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
-    for value in (1.9, 2.1, None):  # its parent reads 2.0, the incumbent of now 1.7
-        found.judged(now, running(longer, 2, parent="c0", parent_code=TRAIN), Status.DISCARD, value)
-    idea = found.propose(now, (), True).proposal
-    assert idea.code == longer.replace(*BETTER) and idea.source == "combine" and "idea 2" in idea.description
-    assert found.propose(now, (), True).proposal.source == "tuner"
+    for value, sources in ((1.9, ["combine", "tuner"]), (2.1, ["tuner"]), (None, ["tuner"])):  # its parent reads 2.0
+        found, now = make(kind="tuner")
+        late = beside(now, found.store, longer, Status.DISCARD if value else Status.CRASH, value)
+        ideas = [found.propose(late, (), True).proposal for _ in sources]
+        assert [idea.source for idea in ideas] == sources
+        assert value != 1.9 or ideas[0].code == longer.replace(*BETTER) and "idea 2" in ideas[0].description
+
+
+def test_a_combination_is_offered_after_a_restart_unless_its_row_is_there(make):
+    longer = TRAIN.replace("BATCH = 8 ", "BATCH = 4 ")
+    for n_rows, source in ((3, "combine"), (4, "tuner")):
+        found, now = make(kind="tuner")
+        late = beside(now, found.store, longer, Status.KEEP, 1.6)
+        done = Row("c3", 1.9, status=Status.DISCARD, experiment=3, description="the incumbent with: faster",
+                   parent="c2")
+        rows = (*late.rows, done)[:n_rows]
+        late = replace(late, rows=rows, history=tuple(ledger.experiments(rows)))
+        again = proposer.Proposer(found.options, found.store, late, None, found.display, found.stopped)
+        assert again.propose(late, (), True).proposal.source == source
+        again.close()
 
 
 def test_a_lacking_change_that_does_not_merge_is_told_to_the_model(make):
     found, now = make(kind="tuner")
-    rows = (*now.rows, Row("c1", 1.9, status=Status.KEEP, experiment=1, description="faster"))
-    before = replace(now, rows=rows, history=tuple(ledger.experiments(rows)), code=TRAIN.replace(*BETTER))
-    kept = running(TRAIN.replace(*OTHER), 2, parent="c0", parent_code=TRAIN)
-    found.judged(before, kept, Status.KEEP, 1.8)
-    after = before.after(Row("c2", 1.8, status=Status.KEEP, experiment=2), kept)
+    after = beside(now, found.store, TRAIN.replace(*OTHER), Status.KEEP, 1.6)
     assert found.propose(after, (), True).proposal.source == "tuner"
     told = Memory(now.runs).situation(after, (), PROGRAM).unapplied
     assert [("faster" in idea["description"], "side by side" in idea["reason"]) for idea in told] == [(True, True)]
@@ -249,6 +264,13 @@ def test_llm_waits_for_the_model_until_the_user_stops_it(make):
         found.propose(now, (), False)
 
 
+def test_alone_the_model_is_asked_round_by_round_so_that_a_limit_is_seen_between_two(make):
+    found, now = make(Unavailable("out", Outage.PASSING), draft("faster", BETTER), kind="llm")
+    assert found.propose(now, (), False) is None
+    found.back_at = 0.0
+    assert found.propose(now, (), False).proposal.description == "faster"
+
+
 def test_the_models_purse_holds_what_is_left_and_its_word_that_it_is_empty_ends_the_session(make):
     (make.runs / "calls.jsonl").write_text('{"usd": 0.25}\n{"usd": 0.5}\n{"usd": 9, "torn')
     found, now = make(draft("faster", BETTER, 0.125), Unavailable("--max-usd", Outage.BUDGET), max_usd=1.0)
@@ -272,7 +294,7 @@ def after(now: Session, n: int, data: str = "") -> Session:
     return replace(now, rows=tuple(rows), history=tuple(ledger.experiments(rows)))
 
 
-def test_lessons_are_kept_bounded_shown_billed_and_told_to_the_next_session_on_the_same_data(make):
+def test_lessons_are_kept_bounded_shown_billed_and_the_first_notes_of_the_next_session_on_the_same_data(make):
     found, now = make(("\x1b[2Jwider is better\n\n" + "a long line " * 99 + "\nmore" * 99, 0.25), max_usd=1.0)
     head, first, *rest = found.lessons(after(now, 9), threading.Event())
     assert head == "what was learnt, in the words of stand-in ($0.25):" and first == "[2Jwider is better"
@@ -282,8 +304,10 @@ def test_lessons_are_kept_bounded_shown_billed_and_told_to_the_next_session_on_t
     runs = now.runs.parent / "later"
     earlier = {"none": after(now, 3, "ab").rows, now.runs.name: after(now, 3, "ab").rows, "other": after(now, 3).rows}
     told = Memory(runs, earlier).situation(replace(after(now, 2, "ab"), runs=runs), (), PROGRAM)
-    assert told.lessons.splitlines() == [head, first, *rest]
-    assert Memory(runs, earlier).situation(replace(after(now, 2, "cd"), runs=runs), (), PROGRAM).lessons == ""
+    assert told.notes.splitlines() == [head, first, *rest]
+    assert Memory(runs, earlier).situation(replace(after(now, 2, "cd"), runs=runs), (), PROGRAM).notes == ""
+    Memory(runs).write_notes("my own")
+    assert Memory(runs, earlier).situation(replace(after(now, 2, "ab"), runs=runs), (), PROGRAM).notes == "my own"
 
 
 def test_lessons_wait_for_nobody_and_are_asked_of_nobody_who_is_out_or_has_seen_too_little(make, monkeypatch):
@@ -306,15 +330,100 @@ def test_what_the_model_does_is_shown_as_long_as_it_does_it(make):
     assert found.display.lines == ["stand-in drafts the next proposal", ""]
 
 
+CRASH = Trial(None, "RuntimeError: boom", 1, "val", 1.0, "cpu", "abc", "none", ending=Ending.CRASHED, log="boom")
+
+
+def crashed(number: int = 1) -> Candidate:
+    step = New(Proposal("broken", TRAIN + "x = 1\n", "stand-in"), kind="mechanism")
+    return Candidate(number, f"c{number}", 100 * number, step, parent_code=TRAIN)
+
+
 def test_a_crash_is_mended_on_the_file_that_it_changed(make):
     found, now = make(draft("mended", BETTER))
-    step = New(Proposal("broken", TRAIN + "x = 1\n", "stand-in"))
-    crash = Trial(None, "RuntimeError: boom", 1, "val", 1.0, "cpu", "abc", "none", ending=Ending.CRASHED, log="boom")
     moved = replace(now, code=TRAIN.replace(*WORSE))
-    found.mend_ahead(moved, Candidate(1, "c1", 100, step, parent_code=TRAIN), crash)
+    found.mend_ahead(moved, crashed(), CRASH)
     idea = found.propose(now, (), False)
     assert found.researcher.repaired == (TRAIN, TRAIN + "x = 1\n", "broken\nRuntimeError: boom\nboom")
     assert idea.is_mend and idea.proposal.note == "mended after: RuntimeError: boom"
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_crash_is_mended_later_where_the_model_is_out(make, is_asked):
+    """It is out already, or it goes while the mend is asked for."""
+    mended = draft("mended", BETTER)
+    found, now = make(*[Unavailable("out", Outage.PASSING)] * is_asked, mended)
+    found.back_at = 0.0 if is_asked else float("inf")
+    found.mend_ahead(now, crashed(), CRASH)
+    assert found.propose(now, (), False).proposal.source == "tuner"
+    found.back_at = 0.0
+    found.draft_ahead(now, (), 0)
+    assert not found.asked, "no idea is wanted"
+    assert found.propose(now, (), False).is_mend
+
+
+def test_a_mend_whose_call_fails_twice_gives_way_to_a_new_idea(make):
+    out = Unavailable("out", Outage.PASSING)
+    found, now = make(out, out, draft("faster", BETTER))
+    found.mend_ahead(now, crashed(), CRASH)
+    for source in ("tuner", "tuner", "stand-in"):
+        idea = found.propose(now, (), False)
+        found.back_at = 0.0
+        assert (idea.proposal.source, idea.is_mend) == (source, False)
+
+
+def test_a_mend_that_had_no_machine_is_not_mended_again(make):
+    found, now = make(draft("mended", BETTER))
+    mend = crashed(2)
+    found.judged(replace(mend, step=replace(mend.step, is_mend=True)))  # its busy row
+    found.mend_ahead(now, mend, CRASH)
+    assert not found.asked
+
+
+def test_a_mend_leaves_the_notebook_which_it_was_not_shown(make):
+    found, now = make(draft("mended", BETTER, notes="of the mend"))
+    found.mend_ahead(now, crashed(), CRASH)
+    assert found.propose(now, (), False).is_mend and not (now.runs / "notes.md").exists()
+
+
+def test_a_crash_of_another_direction_is_not_mended(make):
+    found, now = make(draft("mended", BETTER))
+    old = crashed()
+    found.mend_ahead(now, replace(old, step=replace(old.step, program=PROGRAM.replace("Anything", "Nothing"))), CRASH)
+    assert not found.asked
+
+
+def test_the_first_idea_that_read_another_program_says_so_and_no_other(make):
+    found, now = make(*[draft(name, change) for name, change in (("a", BETTER), ("b", WORSE), ("c", OTHER))])
+    steered = [found.propose(now, (), False).is_steered]
+    (found.store.root / "program.md").write_text(PROGRAM + "More.\n")
+    steered += [found.propose(now, (), False).is_steered for _ in range(2)]
+    assert steered == [False, True, False]
+
+
+def test_the_model_takes_the_tuners_turn_where_no_constant_is_left(make):
+    bare = TRAIN.replace("LEARNING_RATE", "rate").replace("BATCH", "rows")
+    idea = Draft(Proposal("faster", bare + "x = 1\n", "stand-in"), Answer("faster", ""), bare)
+    found, now = make(idea)
+    now = replace(now, code=bare)
+    assert found.propose(now, (), True).proposal.source == "stand-in"
+    assert found.propose(now, (running(TRAIN),), True) is None  # it is waited for beside the trial
+    found.stopped.set()
+
+
+def test_an_answer_under_way_is_used_when_the_key_is_out(make):
+    found, now = make(Unavailable("no credit", Outage.SETUP), draft("faster", BETTER))
+    found.draft_ahead(now, (), 2)
+    while not all(asked.answer.done() for asked in found.asked):
+        time.sleep(0.01)
+    assert found.propose(now, (), False).proposal.description == "faster" and found.researcher is None
+    assert found.tuner_share == 1.0 and found.propose(now, (), True).proposal.source == "tuner"
+
+
+def test_the_baseline_itself_is_no_idea(make):
+    same = Draft(Proposal("same", TRAIN + "# nothing\n", "stand-in"), Answer("same", ""), TRAIN)
+    found, now = make(same)
+    found.judged(Candidate(0, "c0", 0, New(Proposal("baseline", TRAIN, "baseline"))))
+    assert found.propose(now, (), False).proposal.source == "tuner"
 
 
 def test_directions_that_changed_throw_the_draft_away(make):

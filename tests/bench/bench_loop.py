@@ -76,7 +76,7 @@ def watch(arguments: list[str], root: Path, n_experiments: int, skipped: int, bl
             del moments[:-1]
         return session
 
-    agent.runner.run, agent.Loop.judged, agent.Loop.show = run, timed, lambda self: None
+    agent.runner.run, agent.Loop.judged, agent.report.Drawer.draw = run, timed, lambda self: None
     print("rows\tms\tp99\tcpu ms\tMB\tfds\t.git MB\tloose")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a buffer would grow
         if skipped:

@@ -110,7 +110,7 @@ def busy(options: argparse.Namespace, folder: Path) -> None:
         (corpus / f"{i}.txt").write_text(make_text(i, 20_000))
     checkout, spans = make_checkout(folder / "checkout"), {}
     agent.ROOT = runner.ROOT = checkout
-    agent.Loop.show = lambda self: None  # the report's drawing is not scaled down
+    agent.report.Drawer.draw = lambda self: None  # the report's drawing is not scaled down
     runner.run = sleeper(spans)
     opening.slots_here = lambda *words: [Slot(n, f"slot {n}") for n in range(N_SLOTS)]
     proposer.PATIENCE_S /= options.scale
