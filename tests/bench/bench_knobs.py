@@ -39,10 +39,11 @@ sys.exit(agent.main(sys.argv[3:]))
 def session(method: str, number: int, options: argparse.Namespace, folder: Path) -> tuple[float, float, str]:
     """(confirmed gain, its standard error, a line about the session)."""
     checkout, began = make_checkout(folder / f"{method}{number}", (ROOT / "train.py").read_text()), time.monotonic()
-    shared = "--tag", "t", "--slots", str(options.slots), "--budget", f"{options.budget:g}"
-    for words in (("--researcher", "tuner", "--experiments", str(options.experiments)), ("confirm",)):
+    shared = "--tag", "t", "--slots", str(options.slots)
+    limits = "--budget", f"{options.budget:g}", "--experiments", str(options.experiments)
+    for words in (("--researcher", "tuner", *limits), ("confirm",)):
         command = [sys.executable, "-c", AGENT, method, str(number), *words, *shared]
-        subprocess.run(command, cwd=checkout, env=environment(), stdout=subprocess.DEVNULL, check=words != ("confirm",))
+        subprocess.run(command, cwd=checkout, env=environment(), stdout=subprocess.DEVNULL, check=True)
     rows = ledger.read(checkout / "results.tsv")
     gain, error, _ = report.confirmed(rows) or (0.0, None, 0)
     statuses = [row.status for row in rows]
