@@ -32,7 +32,7 @@ from lab.turns import Limits, Turn, confirm_length, judge_repeat, next_step
 
 ROOT = Path(__file__).resolve().parent
 FAULTS = (SetupError, OSError)  # what the user or the machine must mend
-BUSY_TRIES = 2          # trials without their machine that do not count; the next one is judged with a note
+BUSY_TRIES = 2          # disturbed trials that are run again; the next one is judged anyway, with a note
 ANSWER_S = 0.2          # within which the first Ctrl-C is answered
 
 
@@ -40,10 +40,10 @@ ANSWER_S = 0.2          # within which the first Ctrl-C is answered
 
 
 def keep_below(session: Session, step: New) -> tuple[float, str]:
-    """(the val_bpb below which a train.py is kept, why where that is not the incumbent's estimate).
+    """Return (the val_bpb below which a train.py is kept, the reason if that is not the incumbent's estimate).
 
-    There is no gate: repeats of the incumbent keep that honest. Fewer statements are kept too when the loss is within
-    one measured sigma of the session's lowest estimate. The bound is the lowest, not the last, so nothing creeps.
+    There is no significance test: repeats of the incumbent undo lucky keeps. Fewer statements are kept too if the loss
+    is within one measured sigma of the session's lowest estimate; a bound by the latest one would creep upwards.
     """
     incumbent, noise = session.incumbent, ledger.sigma(session.history)
     if incumbent is None:
@@ -79,7 +79,7 @@ def judge(session: Session, candidate: Candidate, trial: Trial) -> tuple[Status,
 
 
 class Loop:
-    """The rooms that one session is worked on with. The session itself is a value that goes from step to step."""
+    """The parts that work on one session. The session itself is a frozen value that every step replaces."""
 
     def __init__(self, options: argparse.Namespace, store: Store, first: Session, data: Data, display: Display,
                  researcher: Researcher | None):
@@ -93,7 +93,7 @@ class Loop:
         self.proposer = Proposer(options, store, first, researcher, display, self.stop.asked)
 
     def work(self, session: Session, choose: confirm.Choose) -> tuple[Session, str]:
-        """Start what `choose` says while a slot is free and judge what ends; the last session, and why it stopped."""
+        """Start what `choose` says while a slot is free, judge what ends; return (last session, reason of the stop)."""
         why = ""
         while not why or self.fleet.in_flight:
             try:
@@ -112,7 +112,7 @@ class Loop:
                     session = self.judged(session, *ended)
             except Stopped as stopped:
                 why = str(stopped)
-        self.lost.clear()  # what has not run by now leaves no trace
+        self.lost.clear()  # a candidate that has not run by now is dropped
         return session, why
 
     def as_now(self, session: Session) -> Session:
@@ -141,7 +141,7 @@ class Loop:
         self.proposer.draft_ahead(session, self.fleet.in_flight, self.wanted(session))
 
     def launch(self, session: Session, candidate: Candidate) -> None:
-        """Raises SetupError when something fixed has changed."""
+        """Start a saved candidate in a free slot. Raises SetupError if a fixed file has changed."""
         opening.check_fixed(self.fixed, opening.fixed_files(ROOT, self.data), session.tag)
         self.display.trial_started(self.fleet.free_slots[-1].number, candidate.number, candidate.words,
                                    candidate.proposal.source, session.budget_s)
@@ -213,12 +213,12 @@ class Loop:
         session, why = self.work(session, self.choose)
         if self.limits.confirm_s(session) and not self.stop.asked.is_set():
             session, _ = self.confirmed(session)
-        self.stop.asked.set()  # it ends a draft that nobody waits for; one more Ctrl-C skips the lessons
+        self.stop.asked.set()  # cancels drafts that are no longer needed; one more Ctrl-C skips the lessons
         self.proposer.close()
-        lessons, mine = self.proposer.lessons(session, self.stop.now), session.rows[len(self.first.rows):]
+        lessons, usd = self.proposer.lessons(session, self.stop.now), self.proposer.spent_usd() - before_usd
         if lessons:
             self.drawer.draw()
-        who = report.who_proposed(mine, self.proposer.n_unusable, self.proposer.spent_usd() - before_usd)
+        who = report.who_proposed(session.rows, len(self.first.rows), self.proposer.n_unusable, usd)
         for line in (*lessons, f"stopped: {why}", who):
             self.display.say(line)
         self.tell("stop", session, why=why)
@@ -244,22 +244,22 @@ class Loop:
         self.fleet.close()
         self.proposer.close()
         self.display.show_researcher("drawing the last report")
-        self.drawer.finish()
-        self.display.show_end()
         try:
+            self.drawer.finish()
+            self.display.show_end()
             self.store.close()
         finally:
             self.store.release()
 
 
 def run_session(options: argparse.Namespace) -> int:
-    """`research` and `confirm`: open the session, do it, leave the branch closed."""
+    """Run `research` or `confirm`: open the session, work, close the branch; return the exit code."""
     with Display("autoresearch") as display:
         with progress_bar() as doing:
             store, session, data, researcher = opening.open_session(ROOT, options, display.say, doing)
         loop = Loop(options, store, session, data, display, researcher)
         display.title = f"autoresearch/{store.tag}"
-        faults = []  # after this point they are no refused starts
+        faults = []  # a fault from here on is not a refused start: exit code 1
         try:
             loop.begin()
         except FAULTS as error:

@@ -38,7 +38,7 @@ class Batch:
 
 
 def default_device() -> str:
-    """cuda, mps or cpu: AUTORESEARCH_DEVICE, or the best here, without the seconds torch takes."""
+    """AUTORESEARCH_DEVICE, or the best of cuda, mps and cpu here, found without importing torch (seconds)."""
     if forced := os.environ.get("AUTORESEARCH_DEVICE"):
         return forced
     cards = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]  # dxg: WSL
@@ -50,7 +50,7 @@ def default_device() -> str:
 
 @cache
 def _trial() -> dict:
-    """What the referee told this process; a train.py started by hand becomes a trial, and ends."""
+    """What the referee told this process. A train.py started by hand runs a trial of itself, then exits."""
     if text := os.environ.get(wire.TRIAL_VARIABLE):
         return json.loads(text)
     from lab import runner
@@ -103,7 +103,7 @@ def stream(batch_size: int, seq_len: int) -> Iterator[Batch]:
         raise ValueError(f"stream({batch_size}, {seq_len}): seq_len must divide {max_seq_len}, "
                          "batch_size be positive")
     _end_pull(link)
-    parts = max_seq_len // seq_len  # of a row; neighbours share one token, the last target of one
+    parts = max_seq_len // seq_len  # per row; the last target of one is the first input of the next
     link.ask(wire.ROWS, max(1, batch_size // parts))
     if link.is_witness:
         return
@@ -164,7 +164,7 @@ def _answer(model, link: wire.Link) -> None:
     V, T, _, _, device = _constants().values()
     slots = torch.frombuffer(link.logits, dtype=torch.uint8).chunk(wire.LOGIT_SLOTS)
     beside = torch.cuda.Stream() if device.type == "cuda" else None
-    ask, under_way = 0, []  # answers that are being copied: (the copy's end, type)
+    ask, under_way = 0, []  # answers still being copied: (event at the copy's end, code of the type)
     while n_rows := int(link.answer()):
         logits = model(torch.from_numpy(link.rows(n_rows, T).astype(np.int64)).to(device))
         if tuple(logits.shape) != (n_rows, T, V):
@@ -210,7 +210,7 @@ def _tensors(model) -> dict:
 
 
 def _settings() -> dict[str, str]:
-    """What changes a sum's last bit and is no tensor."""
+    """The settings of torch that can change the last bit of a sum."""
     import torch
 
     return {

@@ -1,7 +1,7 @@
-"""What git holds of a session, for the morning: its rows, its program.md, every train.py and how each changed.
+"""What git holds of a session, for the report: its rows, its program.md, every train.py and every diff.
 
-A pure reader of any session of the repository, also of one that is at work in another work tree. Where there is no
-repository, it finds nothing.
+It only reads. It knows every session of the repository, also one that runs in another work tree. Without a repository
+it finds nothing.
 """
 
 import subprocess
@@ -46,14 +46,14 @@ def rows_of(root: Path, tag: str) -> list[Row]:
 
 
 def _rows_elsewhere(root: Path, tag: str) -> list[Row]:
-    """The rows as they were appended, perhaps a moment ago in another work tree; in a clone those of the branch."""
+    """The rows of a session in another work tree, from its live copy; in a clone, from its branch."""
     common = root / _git(root, "rev-parse", "--git-common-dir").strip()
     copy = Store(Checkout(root, common_dir=common), tag).copy
     return ledger.read(copy) or ledger.parse(_git(root, "show", f"{HEADS}/{tag}:results.tsv").encode())
 
 
 def read(root: Path, tag: str, numbers: Iterable[int] = ()) -> Archive:
-    """All of it, with the train.py of the experiments `numbers`, the first ones where not all fit."""
+    """Read everything, with the train.py of the experiments `numbers`, or of the first ones if not all fit."""
     refs = f"refs/autoresearch/{tag}"
     commit = _git(root, "rev-parse", "-q", "--verify", f"{refs}/0^").strip()
     whole = _git(root, "diff", f"{refs}/0", f"{HEADS}/{tag}", *PLAIN)

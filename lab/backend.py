@@ -30,7 +30,7 @@ HOST = "https://api.anthropic.com"
 MAX_TOKENS = 64_000            # of one answer, thinking included; a whole train.py is 8 000
 MAX_TOKENS_ELSEWHERE = 12_000  # local servers reserve it from a context of 24 000 or more
 COMMAND_BYTES = 10_000_000     # of a command's output
-SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, but may be a word
+SECRET_CHARS = 8               # a shorter key ("none", "ollama") is no secret, and may be an ordinary word
 
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _ADVICE = {  # by status, for what only the user can mend
@@ -50,7 +50,7 @@ class Outage(StrEnum):
     SETUP = "setup"        # key, credit, model or request: asking again changes nothing
     TOO_LONG = "too long"  # likewise, but a shorter request may pass
     BUDGET = "budget"      # the user's limit pays for no further call
-    PASSING = "passing"    # too busy, too late, not reached, broken, or what came is no answer
+    PASSING = "passing"    # overloaded, late, unreachable, broken off or malformed: a retry may help
     STOPPED = "stopped"    # the user wants to stop
 
 
@@ -93,7 +93,7 @@ class Reply:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether prompt and answer did not fit the model's context; no server has a kind of error for it alone."""
+        """Whether prompt and answer exceeded the model's context, for which no server has an error of its own."""
         is_refused = self.fault is not None and self.fault.kind is Outage.TOO_LONG
         return is_refused or self.stop_reason == FULL
 
@@ -111,7 +111,7 @@ def clean(text: str) -> str:
 
 
 def _run(work: Coroutine) -> object:
-    """asyncio.run, by poll: a trial beside it can take all that the kernel keeps for epoll."""
+    """asyncio.run on poll, not epoll: a trial at the same time can use up the user's epoll watches."""
     loop_of_poll = partial(asyncio.SelectorEventLoop, selectors.PollSelector())
     with asyncio.Runner(loop_factory=loop_of_poll) as runner:
         return runner.run(work)
@@ -205,7 +205,7 @@ class Api:
 
     def _within(self, limit_s: float, stopped: threading.Event,
                 work: Callable[[object], Awaitable]) -> tuple[object, Exception | None]:
-        """What `work` returns of a client, or its error. No read time-out would end a slow drip."""
+        """Return (result of `work` with a client, its error). The limit is ours: no read timeout ends a trickle."""
         import anthropic
         import httpx2
 
@@ -232,7 +232,7 @@ class Api:
         cause = error.__cause__ or error
         text = f"{self.host} gave no answer ({one_line(f'{type(cause).__name__}: {cause}', 200)})"
         status, kind, asked = getattr(error, "status_code", None), Outage.PASSING, ""
-        if status in _ADVICE and isinstance(error.body, dict):  # a hotel's page is no JSON
+        if status in _ADVICE and isinstance(error.body, dict):  # a captive portal sends HTML, not JSON
             text += f"; {_ADVICE[status]}"
             kind = Outage.TOO_LONG if status in (400, 413, 422) else Outage.SETUP
         if status:
@@ -242,7 +242,7 @@ class Api:
 
 
 def _joined(message: object, part: str) -> str:
-    """All text, or all thinking, of a message that a server may have made of anything."""
+    """All text, or all thinking, of a message; a server may have put anything into it."""
     blocks = getattr(message, "content", None)
     texts = [getattr(block, part, None) for block in blocks] if isinstance(blocks, list) else []
     return "".join(text for text in texts if isinstance(text, str))
@@ -265,7 +265,7 @@ class Command:
         """Nothing is left to check."""
 
     def call(self, prompt: Prompt, turns: Turns, max_tokens: int, stopped: threading.Event) -> Reply:
-        """One run. Files, not pipes: nothing blocks, and a grandchild that holds them does no harm."""
+        """Run the command once. Files, not pipes: nothing blocks, even if a grandchild keeps them open."""
         said = (f"\n\n<your_answer>\n{answer}\n</your_answer>\n\n{complaint}" for answer, complaint in turns)
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             given.write(clean(prompt.text() + "".join(said)).encode())

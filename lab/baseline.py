@@ -1,7 +1,7 @@
 """What the session's baseline measured, for every trial after it: start-up seconds, losses, the compile cache.
 
-It was measured with the train.py that the session started with. It is kept under runs/TAG/; what is gone is measured
-again (agent.py).
+The baseline is the train.py that the session started with. Its measurements lie under runs/TAG/; if they are deleted,
+agent.py runs the baseline again.
 """
 
 import io
@@ -19,37 +19,38 @@ from lab.corpus import Data
 from lab.ledger import write_durably
 from lab.wire import PARAMS, ROWS, sealable_memory
 
-COLD = "start_s"  # in the compile cache: the seconds that a start without one took
+NAME = "baseline.npz"
+COLD = "start_s"  # a file in the compile cache: seconds that a start without the cache took
 
 
 @dataclass(frozen=True)
 class Baseline:
     start_s: float       # until the first batch was asked for
-    file_bytes: int      # of what it had learnt
+    file_bytes: int      # size of its weights
     losses: np.ndarray   # float16 (N, T), nats, on the validation split
 
 
 def read(folder: Path) -> Baseline | None:
     """None where nothing measured it yet, or its file is gone or damaged."""
     try:
-        with np.load(folder / "baseline.npz", allow_pickle=False) as kept:
+        with np.load(folder / NAME, allow_pickle=False) as kept:
             return Baseline(float(kept["start_s"]), int(kept["file_bytes"]), kept["losses"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def write(folder: Path, measured: Baseline) -> None:
-    """Its start-up counts as it was without the compile cache: an idea that changes shapes has none either."""
+    """Store the start-up time without the compile cache, since an idea that changes shapes finds nothing there."""
     data, cold = io.BytesIO(), folder / "cache" / COLD
     start_s = max(measured.start_s, float(cold.read_text())) if cold.exists() else measured.start_s
     np.savez(data, start_s=start_s, file_bytes=measured.file_bytes, losses=measured.losses.astype(np.float16))
-    write_durably(folder / "baseline.npz", data.getvalue())
+    write_durably(folder / NAME, data.getvalue())
 
 
 def fill_cache(spec: dict, data: Data) -> str:
     """Start train.py once to fill the compile cache that every trial begins with; a note, or "".
 
-    The start ends when it asks for its first batch: had it learnt anything, it could pass that on to all trials.
+    It is stopped when it asks for its first batch, so that the cache cannot pass anything learnt on to all trials.
     """
     cache, fresh = Path(spec["folder"]) / "cache", Path(spec["folder"]) / "cache.new"
     if cache.exists():

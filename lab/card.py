@@ -1,7 +1,7 @@
 """Whether the GPU works where trials run, inside the sandbox; asked once, before a session.
 
-Promises: a card that fails there is one line that says what to do, never a night on the CPU. It takes some seconds on
-a GPU and starts no process for another device. It says nothing of speed or memory.
+Promises: a card that fails there gives one line that says what to do, never a night on the CPU. The check takes some
+seconds on a GPU and starts no process for other devices. It does not measure speed or memory.
 """
 
 import os
@@ -71,7 +71,7 @@ def _run(command: list[str], folder: str, environment: dict[str, str]) -> str:
 
 def advice(step: str, error: str) -> str:
     """What to do about a step that failed: the first line of the table that holds."""
-    on_windows = (DEV / "dxg").exists()  # Windows' Linux shows the card so
+    on_windows = (DEV / "dxg").exists()  # WSL shows the card under this name
     no_card = sys.platform == "linux" and not on_windows and not any(DEV.glob("nvidia[0-9]*"))
     no_memory_file = not on_windows and not (DEV / "nvidia-uvm").exists()
     has_mps = "CUDA_MPS_PIPE_DIRECTORY" in os.environ or Path("/tmp/nvidia-mps").exists()

@@ -26,13 +26,13 @@ SETTINGS = (
     "i18n.commitEncoding=UTF-8",
 )
 ENVIRONMENT = {
-    "GIT_OPTIONAL_LOCKS": "0",  # a look changes nothing
+    "GIT_OPTIONAL_LOCKS": "0",  # `git status` then writes no index
     "GIT_AUTHOR_NAME": "autoresearch", "GIT_AUTHOR_EMAIL": "autoresearch@localhost",
     "GIT_COMMITTER_NAME": "autoresearch", "GIT_COMMITTER_EMAIL": "autoresearch@localhost",
 }
 OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 GIT_WAIT_S = 2.0      # for another git to end before the start is refused
-LOCK_WAIT_S = 0.5     # a git that a killed agent was about to start has its lock until it has begun
+LOCK_WAIT_S = 0.5     # a git that a killed agent had forked holds the agent's lock until its exec
 FULL_BYTES = 1 << 16  # a disk with less free space is full
 TEXT = ("utf-8", "surrogateescape")  # any bytes, and back
 
@@ -114,7 +114,7 @@ class Checkout:
         if not status:
             return out.decode(*TEXT).rstrip("\n")
         full = os.strerror(errno.ENOSPC)  # git does not always say it
-        if full in said or shutil.disk_usage(self.common_dir).free < FULL_BYTES:
+        if full in said or os.strerror(errno.EDQUOT) in said or shutil.disk_usage(self.common_dir).free < FULL_BYTES:
             raise OSError(errno.ENOSPC, full)
         raise SetupError(f"git {words[0]} failed ({one_line(said, 200) or status}): mend that (`git fsck` "
                          "lists lost objects), then start again: the session continues")

@@ -31,11 +31,11 @@ from lab.wire import ANSWER, KEEP_FREED_MEMORY, REQUEST, TRIAL_VARIABLE, logits_
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_PROCESSES = 512     # a fork bomb ends here; compile workers and loaders need a few dozen
-MAX_THREADS = 8192      # of all of them; each takes a number that the whole machine may run out of
+MAX_THREADS = 8192      # of all its processes; each takes a PID, and the whole machine may run out of them
 MOST_OF_DISK = (16e9, 1e6)  # bytes and files that it may lose while a trial runs, at most half of what is left
-LEAST_MEMORY = 0.04     # of the machine's memory: the trial ends before the kernel picks a victim
+LEAST_MEMORY = 0.04     # free share of memory below which a trial ends, before the OOM killer acts
 WATCH_EVERY_S = 1.0
-PAUSE_S = 3.0           # a turn this much longer than its time-out: the machine stood still
+PAUSE_S = 3.0           # a wait that exceeds its timeout by this means that the machine stood still
 DYING_S = 1.0           # for a process to end by itself, with its own error
 UNKILLABLE_S = 60.0     # for one that is killed
 PIPE_BYTES = 1 << 20
@@ -122,7 +122,7 @@ class Child:
         self.untold = (self.untold + data)[-TELL_BYTES:]
 
     def begin_rows(self) -> None:
-        """It will know validation rows: what it prints from now on never reaches the researcher."""
+        """To be called before it sees validation rows: the researcher never reads what it prints from now on."""
         if self.log_fd in [key.fd for key, _ in self.selector.select(0)]:
             self.read_log()
         self.early, self.log, self.n_cut = self.log_text(), bytearray(), 0
@@ -168,7 +168,7 @@ class Child:
 
     def end(self, broken: ContractBroken | None, patience_s: float) -> None:
         """Wait for its end, kill it when patience is over, sweep, read what it printed, close."""
-        self.ended_at, code = time.monotonic(), None
+        self.ended_at, killed_at, code = time.monotonic(), None, None
         self.selector.unregister(self.events_fd)
         if self.idle_gb is not None:
             self.memory_gb = machine.card_used_gb() - self.idle_gb
@@ -176,9 +176,10 @@ class Child:
             ended, status, usage = os.wait4(self.pid, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > self.ended_at + patience_s + UNKILLABLE_S:
+            elif killed_at and time.monotonic() > killed_at + UNKILLABLE_S:
                 raise OSError("a trial does not die: a disk or a driver holds it")
             elif time.monotonic() > self.ended_at + patience_s:
+                killed_at = killed_at or time.monotonic()
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
             with contextlib.suppress(ContractBroken):
@@ -206,7 +207,7 @@ class Child:
 def last_error(early: str, late: str, code: int) -> str:
     """Why a process ended by itself: the exception it named last, or its last line.
 
-    The researcher reads it, so of what it printed `late` the name of a common exception is all.
+    The researcher reads it, so it takes nothing from `late` but the name of a common exception.
     """
     names = {each.value: each.name for each in signal.Signals}  # most real-time signals have none
     how = f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
@@ -265,7 +266,7 @@ def child_of(spec: dict, data: Data, file_fd: int, file_bytes: int = 0,
 def fresh_folder(work: Path, code: str, cache: Path | None) -> Path:
     """An empty working folder: train.py, the fixed files, a private copy of the compile cache.
 
-    That is the baseline's, compiled before a model had any say: no candidate wrote for another.
+    The cache is the baseline's, filled before any proposal, so no candidate can leave data in it for another.
     """
     remove(work)
     (work / "lab").mkdir(parents=True)
@@ -286,7 +287,7 @@ def remove(folder: Path) -> None:
 
 
 def stood_still(since: float) -> None:
-    """Raise ContractBroken when `since`, which this process should not pass, is long over."""
+    """Raise ContractBroken if `since` passed over PAUSE_S ago: this process was not run in time."""
     seconds = time.monotonic() - since
     if seconds > PAUSE_S:
         raise ContractBroken(f"the machine stood still for {seconds:.0f} s", Ending.BUSY)

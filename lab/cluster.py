@@ -1,10 +1,10 @@
 """Slots on the GPUs of a Ray cluster; nothing of this is imported without --ray.
 
-A trial is one Ray task with one GPU and no retries, in a worker process that is used once; inside
-it runner.run does what it does here. Ray ends a worker and its direct child, no more: the referee
-dies with its worker, and sweeps. To stop a trial, its worker is interrupted and ends the referee;
-nobody asks what Ray says of it then. A host must have this checkout, this torch, the same data and
-cards of the same name; the session's state stays with the agent.
+A trial is one Ray task with one GPU and no retries, in a worker process that is used once. The worker
+calls runner.run, as the agent does on one machine. Ray kills only a worker and its direct child, so
+the referee ends with its worker and kills the rest. To stop a trial, the agent interrupts its worker,
+which ends the referee, and ignores the task's result. A host must have this checkout, this torch, the
+same data and cards of the same name; the session's state stays with the agent.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lab import machine, runner, sandbox
+from lab import baseline, machine, runner, sandbox
 from lab.corpus import Data, open_data
 from lab.ledger import SetupError, Trial, one_line, write_durably
 from lab.runner import ROOT, RefereeFailed, Slot
 from lab.session import Session
 from prepare import default_device
 
-LOOK_EVERY_S = 10.0  # for hosts that joined, and slots that did not pass their check
-TURN_S = 0.2         # how long one waits for Ray
+LOOK_EVERY_S = 10.0  # how often to look for new hosts, and to check rejected slots again
+TURN_S = 0.2         # of one wait for Ray, after which a stop is noticed
 STOP_S = 10.0        # how long a trial that is stopped may take to end
 
 
@@ -50,17 +50,17 @@ def code_hash() -> str:
 
 def there(slot: Slot, tag: str, corpus: tuple[str, int], measured: bytes,
           spec: dict) -> Iterator[tuple[str, object]]:
-    """A trial in a worker: what its referee tells, then "ended", (trial, what a baseline measured)."""
+    """Run a trial in a worker. Yields the referee's events, then ("ended", (trial, its baseline.npz or b""))."""
     os.chdir(ROOT)
     sandbox.hide()
     folder, told, stopped = ROOT / "runs" / tag, SimpleQueue(), Event()
     folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "baseline.npz"
+    known = folder / baseline.NAME
     if measured:  # by a name of its own, since another slot of this host may do the same
         fresh = known.with_suffix(f".{slot.number}")
         fresh.write_bytes(measured)
         os.replace(fresh, known)
-    if default_device() == "cuda":  # Ray shows one card to a worker, not always the slot's last one
+    if default_device() == "cuda":  # Ray gives a worker one card, which may not be the slot's last one
         card, hidden = machine.cards()[0]
         slot = replace(slot, card=card, hidden=hidden)
     with ThreadPoolExecutor(1) as thread:
@@ -111,7 +111,7 @@ class Cluster:
     def run(self, code: str, *, data: Data, folder: Path, slot: Slot, interrupted: Callable[[], bool],
             on_event: Callable[[str, object], None], **spec: object) -> Trial | None:
         """runner.run on the slot's host. Raises RefereeFailed where that host is lost."""
-        known, spec = folder / "baseline.npz", spec | {"code": code}
+        known, spec = folder / baseline.NAME, spec | {"code": code}
         measured = known.read_bytes() if known.exists() else b""
         try:
             told = on(slot, there).remote(slot, folder.name, self.corpus, measured, spec)

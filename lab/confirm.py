@@ -1,7 +1,7 @@
 """confirm: does the gain hold, and which kept changes pay for it?
 
-Promises: baseline and incumbent get fresh seeds on the test split, which chose nothing. A removal is a
-clean three-way merge or none. Its rows have source LEFT_OUT and split test and are never kept, so that
+Promises: baseline and incumbent get fresh seeds on the test split, which decided no keep. A removal is
+a clean three-way merge or none. Its rows have source LEFT_OUT and split test and are never kept, so that
 the search does not see them. Rows of a longer budget count in no estimate. What to measure next follows
 from the rows alone; agent.py measures it.
 """
@@ -26,9 +26,9 @@ Choose = Callable[[Session, Sequence[Candidate]], Again | New | None]
 
 
 def plan(session: Session, each: bool, is_longer: bool, code: Callable[[int], str]) -> tuple[Choose, list[str]]:
-    """(what to measure next: fresh seeds, with `each` every removal too; a line for each that cannot be).
+    """Return (the rule for what to measure next, a line for each change that cannot be removed).
 
-    is_longer: one seed more of each, under the session's longer budget. code: reads an experiment's train.py.
+    each: every removal too; is_longer: one more seed of both at the longer budget; code: reads a train.py by number.
     """
     known = Counter() if each else test_trials(session)
     goal = {e.number: SEEDS + known[e.number] for e in (session.history[0], session.incumbent)}
@@ -39,7 +39,7 @@ def plan(session: Session, each: bool, is_longer: bool, code: Callable[[int], st
 
 
 def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, Proposal], list[str]]:
-    """The final train.py without each kept change, and a line for each that later ones build on."""
+    """Return ({experiment: the final train.py without its change}, a line for each change that cannot be removed)."""
     found, lines, changes = {}, [], changes_in(session.history)
     gone = {e.number for e in session.history if e.status is Status.KEEP} - {kept.number for _, kept in changes}
     for kept in (session.experiment(number) for number in sorted(gone - {0})):
@@ -56,7 +56,7 @@ def taken_out(session: Session, code: Callable[[int], str]) -> tuple[dict[int, P
 
 
 def changes_in(history: Sequence[Experiment]) -> list[tuple[Experiment, Experiment]]:
-    """(what it changed, the experiment) of each change that the incumbent is made of, the oldest first."""
+    """Return (parent, experiment) of each change that the incumbent is made of, the oldest first."""
     by_commit, line = {e.commit: e for e in history}, [ledger.incumbent(history)]
     while before := by_commit.get(line[-1].own.parent):
         line.append(before)
@@ -123,7 +123,7 @@ def ranking(history: Sequence[Experiment]) -> list[tuple[int, str, float, float]
     known = best.values("test") if best else []
     if not known:
         return []
-    sides = {number: e.values("test") for number, e in removals.items()}
+    sides = {number: e.values("test") for number, e in removals.items() if e.status is not Status.BUSY}
     sigma = ledger.pooled_deviation([known, history[0].values("test"), *sides.values()])
     found = []
     for number, values in sides.items():

@@ -23,13 +23,13 @@ from lab.ledger import SetupError, write_durably
 from lab.texts import Report
 from prepare import default_device
 
-RULE = 2             # counts every change that moves a packed byte; part of the data hash
+RULE = 2             # version of this code: raise it when a packed byte changes; part of the data hash
 TINY, SMALL, LARGE = (512, 128), (2048, 256), (8192, 2048)  # (VOCAB_SIZE, MAX_SEQ_LEN)
 SIZES = {"builtin": SMALL, "climbmix": LARGE}
 TIERS = ((2e6, TINY), (200e6, SMALL), (float("inf"), LARGE))  # a path: (less text than, sizes)
-# What a trial is scored on, at most. builtin: 1024 rows, over which the difference of two seeds has a standard error of
-# 0.001 bits per byte where they lie 0.004 apart, and of 0.005 where they lie 0.057 apart. climbmix: 2048 rows, eight
-# times as long; half of them would leave the near pair at 0.0004 and a changed rate at 0.0003, which is coarse.
+# The most tokens that a trial is scored on. builtin: 1024 rows, over which the difference of two seeds has a standard
+# error of 0.001 bits per byte if they are 0.004 apart, and of 0.005 if they are 0.057 apart. climbmix: 2048 rows, eight
+# times as long; half of them would give 0.0004 for the close pair and 0.0003 for a changed learning rate: too coarse.
 EVAL_TOKENS = {TINY: 1 << 16, SMALL: 1 << 18, LARGE: 1 << 22}
 SCORE_ERROR = 0.005  # bits per byte: standard error of a difference over 1024 rows of 256
 MIN_ROWS = 8         # a split with fewer rows measures nothing
@@ -143,7 +143,7 @@ def open_data(name: str, report: Report = lambda phase, done, total: None, shard
 
 
 def _find_or_make(source: str, report: Report, shards: int) -> Data:
-    """One process at a time checks or prepares a corpus; the lock falls with its process."""
+    """One process at a time checks or prepares a corpus; the kernel drops its lock if it dies."""
     from filelock import FileLock
 
     files, read = texts.find_files(source)
@@ -191,13 +191,13 @@ def _prepare(folder: Path, facts: dict, files: dict[str, Path], report: Report) 
     size = SIZES.get(source) or next(size for limit, size in TIERS if n_bytes < limit)
     vocab_size, max_seq_len = size
     sample = files
-    if source == "climbmix":  # so that more shards leave the tokenizer as it is
+    if source == "climbmix":  # one shard, so that the tokenizer does not depend on --shards
         sample = dict([*files.items()][len(texts.SPLITS) :][:1])
     documents = texts.documents(source, sample, partial(report, "training the tokenizer"))
     tokenizer = packing.train_tokenizer(documents, texts.text_bytes(sample.values()), vocab_size)
     write_durably(folder / "tokenizer.json", tokenizer)
     documents = texts.documents(source, files, partial(report, "tokenizing"))
-    # a document longer than a row: the field crops it, a smaller corpus keeps all of it
+    # Documents longer than a row: climbmix crops them, as is usual; a smaller corpus splits them to keep all.
     cut = None if source == "climbmix" else max_seq_len
     encoding = packing.load_tokenizer(folder / "tokenizer.json", vocab_size)
     rows = packing.pack(packing.tokenize(encoding, documents, cut), folder, max_seq_len + 1)

@@ -1,4 +1,4 @@
-"""The live terminal: what runs now, against what, and what came of the last ones; or plain lines.
+"""The live terminal: the trials that run, the incumbent and the last experiments; or plain lines.
 
 Promises: it only shows, and keeps nothing that anything else reads. What a trial or a model wrote
 appears as text, bounded and without control characters, never as markup. No line is wider than the
@@ -26,7 +26,7 @@ from lab import ledger
 from lab.ledger import Experiment, Row, Status, one_line
 
 SHOWN = 8             # experiments in the table
-FEW, MANY = 2, 8      # trials at once that have some lines each, or one; more are counted
+FEW, MANY = 2, 8      # up to FEW trials have several lines each, up to MANY one each; the others are counted
 SILENCE_S = 3.0       # a phase says at least this often that it goes on
 WIDE = 100            # columns from which an experiment's line has room for tokens, time and memory
 STYLES = {Status.KEEP: "bold green", Status.CRASH: "red"}
@@ -65,7 +65,7 @@ class Display:
         self.running: dict[int, Running] = {}       # by slot
         self.rival: Curve = {}                      # the incumbent's
         self.researcher, self.limits, self.since = "", "", 0.0
-        self.began, self.ended, self.usd = time.monotonic(), 0, 0.0
+        self.began, self.ended, self.usd = 0.0, 0, 0.0  # since the first trial
 
     def __enter__(self) -> "Display":
         if not self.plain:
@@ -109,6 +109,7 @@ class Display:
 
     def trial_started(self, slot: int, number: int, description: str, source: str, budget_s: float) -> None:
         what = f"#{number} {one_line(description, 200)} ({one_line(source, 60)})"
+        self.began = self.began or time.monotonic()
         self.running[slot] = Running(number, what, budget_s, time.monotonic())
         if self.plain:
             self.say(what)
@@ -137,7 +138,7 @@ class Display:
         ended = self.running.pop(slot, None)
         if ended and row.status is Status.KEEP:
             self.rival = ended.curve
-        self.ended += 1
+        self.ended += row.status is not Status.BUSY
         self.show_session(rows)
         if self.plain:
             value = "" if row.val_bpb is None else f" {row.val_bpb:.6f}"

@@ -41,7 +41,7 @@ the lines that take their place
 
 # No line of Python starts like this. Outside of a whole block it is a mistake in the form.
 _MARKER = r"[ \t]*(?:<{4}|>{4}|={7,}[ \t]*$)"
-_LINES = rf"(?:(?!{_MARKER}).*\n)*+"  # possessive: what is broken takes one pass
+_LINES = rf"(?:(?!{_MARKER}).*\n)*+"  # possessive: a broken block costs one pass, no backtracking
 _PART = re.compile(
     r"^[ \t]*<(?P<name>description|kind|area|reasoning|notes|think|thinking)>"
     r"(?P<text>(?s:.*?))(?P<end></(?P=name)>|\Z)"
@@ -58,7 +58,7 @@ class Flaw(StrEnum):
     FORM = "form"          # the answer cannot be read
     CONTENT = "content"    # it did not end, or does not fit the file, or the result cannot run
     TRIED = "tried"        # the resulting train.py was tried before
-    CONFLICT = "conflict"  # it does not go with what happened since
+    CONFLICT = "conflict"  # it does not fit what was kept or changed meanwhile
     REFUSED = "refused"    # the model declined: an outcome of its own, never sent back
 
 
@@ -117,10 +117,10 @@ def parse(answer: str) -> Answer:
         raise _wrong(f"No whole section or block has these parts: {shown}. The answer ends with {last!r}; make it "
                      "shorter if it was cut off. Every <tag> needs its </tag>, and each marker is alone on its "
                      f"line, not indented. A block has this form:\n{FORM}\n", Flaw.FORM)
-    second = [part.start() for part in parts if part["name"] == "description"][1:2]
-    first = _idea(text[:second[0]] if second else text)  # what comes after it is another idea
-    notes = "\n".join(part["text"].strip() for part in parts if part["name"] == "notes")
-    return replace(first, notes=notes[:MAX_NOTES])
+    ends = [part.start() for part in parts if part["name"] == "description"][1:]
+    first = _idea(text[:min(ends, default=len(text))])  # what comes after it is another idea
+    notes = (part["text"].strip() for part in parts if part["name"] == "notes")
+    return replace(first, notes="\n".join(notes)[:MAX_NOTES])
 
 
 def _idea(text: str) -> Answer:
@@ -203,14 +203,18 @@ def _shown(lines: Sequence[str]) -> str:
 def merge(base: str, mine: str, theirs: str) -> str | None:
     """`theirs` with the change from `base` to `mine`, or None if the two change the same lines."""
     # Unlike in git, changes of neighbouring lines do not conflict: constants have a line each.
-    lines = base.splitlines(keepends=True)
+    lines, *others = (_ended(text).splitlines(keepends=True) for text in (base, mine, theirs))
     changes = set()
-    for text in (mine, theirs):
-        new = text.splitlines(keepends=True)
+    for new in others:
         steps = SequenceMatcher(None, lines, new, autojunk=False).get_opcodes()
         changes |= {(a, b, tuple(new[c:d])) for step, a, b, c, d in steps if step != "equal"}
     merged = _spliced(lines, changes)
     return None if merged is None else "".join(merged)
+
+
+def _ended(text: str) -> str:
+    """With a newline at its end: what another change appends begins a line of its own."""
+    return text if text.endswith("\n") else f"{text}\n"
 
 
 def _spliced(lines: list[str],
@@ -275,8 +279,7 @@ def _tree(code: str) -> ast.Module:
     if len(code) > MAX_CODE:
         raise _unfit(f"has more than {MAX_CODE} characters", "Shorten it.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd escape would warn on the user's terminal
+        with warnings.catch_warnings(action="ignore"):  # an odd escape would warn on the user's terminal
             compile(code, "train.py", "exec", dont_inherit=True)
             tree = ast.parse(code, "train.py")
             ast.dump(tree)  # RecursionError if it is too deep for a fingerprint

@@ -3,17 +3,16 @@
 The trial has answered for every validation row as it stands; its loss of each token is known. The witness, a second
 process that was told nothing, answers for the same rows, each cut at one place behind which the tokens are foreign.
 What an honest model says of a token depends on the tokens before it and on its weights, so up to the cut the witness
-must say what the trial said. Nothing else can be prepared for: the trial cannot know the cuts, which are drawn after it
+must say what the trial said. Neither can prepare for it: the trial cannot know the cuts, which are drawn after it
 has ended, and the witness cannot know what the trial saw.
 
-At the last true place, the one before the foreign tokens, no future exists. A model that lowers its loss there by
-looking ahead sees a foreign token instead, whatever else it knows, so the mean of what (witness - trial) lies above 0
-over those places is at least what looking ahead is worth. Differences below 0 earn nothing back: a trial that is a
-little worse where it expects to be asked would hide a leak everywhere else. Half of the places are uniform. The other
-half is drawn where the trial's loss lies far below the baseline's, since a rare leak pays most there: a whole leak at
-one place in 2 500 moves the mean by ten times the bound. At all earlier places a difference of any sign betrays a model
-that looks further ahead, at other rows, or at its own past. In a row that stays whole the last place is the last
-true one.
+At the last true place, just before the foreign tokens, the witness sees no future. A model that lowers its loss there
+by looking ahead sees a foreign token instead, so the mean of max(0, witness - trial) over those places is at least what
+looking ahead is worth. Negative differences count as 0: otherwise a trial could hide a leak by being a little worse
+where it expects to be asked. Half of the cuts are uniform. The other half is drawn where the trial's loss is far below
+the baseline's, since a rare leak gains most there: a complete leak at one place in 2 500 moves the mean by ten times
+the bound. At all earlier places a difference of either sign betrays a model that looks further ahead, at other rows, or
+at its own past. In a row without a cut the last place is the last true one.
 
 | leak, n rows, b = BOUNDS[device].last | found with probability |
 |---|---|
@@ -37,7 +36,7 @@ class Bounds:
     """What honest models of any kind move by in a second process, in nats."""
 
     last: float      # mean of (witness - trial) above 0, at the last true places
-    differs: float   # from here on the loss of a token counts as another one
+    differs: float   # from here on a token's loss counts as different
     share: float     # of the earlier places that may differ
 
 
@@ -46,8 +45,8 @@ BOUNDS = {
     "cuda": Bounds(last=1e-3, differs=2e-2, share=1e-2),  # by reasoning, not yet measured on a card
     "mps": Bounds(last=1e-3, differs=2e-2, share=1e-2),
 }
-LAST_SHARE = 0.02    # of the last true places may differ: there a leak shows that does not pay
-EVERYWHERE = 0.5     # share of earlier places: beyond it something that was learnt is missing
+LAST_SHARE = 0.02    # of the last true places may differ; it finds leaks that do not lower the loss
+EVERYWHERE = 0.5     # share of earlier places beyond which learnt state is missing from the file
 
 
 def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray,
@@ -61,7 +60,7 @@ def draw_cuts(trial: np.ndarray, baseline: np.ndarray | None, counts: np.ndarray
     cuts = rng.integers(1, n_places + 1, n_rows)
     if baseline is None:
         return cuts
-    # Hidden from c on is the target of place c - 1. The last place has no future, but a past in other rows.
+    # A cut at c hides the target of place c - 1. The last place has no future, but may depend on other rows.
     pays = np.where(counts, np.maximum(baseline.astype(np.float64) - trial, 0), 0) ** 2
     row_pays = pays.sum(1)
     # Weighted draw without replacement, by exponential keys (Efraimidis and Spirakis 2006).
@@ -77,7 +76,7 @@ def questions(rows: np.ndarray, others: np.ndarray, cuts: np.ndarray, vocab_size
               rng: np.random.Generator) -> np.ndarray:
     """Inputs (N, T) of rows (N, T + 1): behind each cut the end of one of `others` (M, T + 1), never the same token.
 
-    others: training rows. Ends of rows that are asked for would tell what was cut off.
+    others: training rows. The ends of other validation rows would reveal what was cut off there.
     """
     inputs = rows[:, :-1].astype(np.int64)
     strangers = others[rng.integers(len(others), size=len(rows)), :-1]

@@ -1,8 +1,8 @@
 """Trials in flight: the slots, one trial at a time in each, and whichever ends first.
 
 Slots are this machine, its cards or shares of its cores, or the GPUs of a cluster (lab/cluster.py).
-Cards that would not measure alike are refused: the next one could not repeat what one found. A trial
-that the user ended is `Stopped`, never a value; one whose slot failed ends MACHINE.
+Cards of different names or speeds are refused, since one could not reproduce a number of the other.
+A trial that the user ends raises Stopped; one whose slot failed ends as MACHINE.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lab.runner import Slot
 from lab.session import Candidate, Session, Stopped
 
 START_S = 1.0     # of training, to see whether a train.py still starts
-CRASHES = 3       # in a row in one slot of several: does the incumbent start there?
+CRASHES = 3       # in a row in one of several slots, before the incumbent is started there as a check
 TOLERANCE = 0.03  # by which the speeds of cards in one session may differ
 SPEED_S = 240.0   # for torch to start and to multiply on all cards at once
 # The fastest of twelve rounds: the clock of a cold card rises during the first ones.
@@ -86,11 +86,11 @@ class Fleet:
         return slot, candidate, trial
 
     def suspects(self, slot: Slot) -> bool:
-        """Whether so many crashes in a row, in a slot of several, may be its fault."""
+        """Whether one of several slots has crashed so often in a row that it may be at fault."""
         return len(self.slots) > 1 and self.crashes[slot.number] >= CRASHES
 
     def starts(self, session: Session, candidate: Candidate, slot: Slot) -> bool:
-        """Whether a train.py starts now in a free slot; in a thread, which takes its cores."""
+        """Whether a train.py starts now in a free slot. It runs in a thread, which binds itself to the slot's cores."""
         candidate, budget_s = replace(candidate, witness_below=0.0), min(START_S, session.budget_s)
         self.crashes[slot.number] = 0
         return not self.threads.submit(self._try, session, candidate, slot, budget_s).result().crashed
@@ -112,7 +112,7 @@ class Fleet:
         self.threads.shutdown(wait=True, cancel_futures=True)
 
     def _try(self, session: Session, candidate: Candidate, slot: Slot, budget_s: float) -> Trial:
-        """One trial; a referee that falls over is the machine's fault until an incumbent starts."""
+        """Run one trial. A referee that fails counts as the machine's fault until an incumbent starts."""
 
         def hear(kind: str, value: object) -> None:
             if kind == "clock":
@@ -138,8 +138,8 @@ class Fleet:
 def slots_here(n_slots: int, n_gpus: int, device: str) -> list[Slot]:
     """Those that a command line asks for; n_gpus 0: all. Raises SetupError."""
     if n_gpus == n_slots == 1:
-        found = machine.cards() if device == "cuda" else []
-        return [Slot(card=uuid, hidden=others) for uuid, others in found[:1] if others] or [Slot()]
+        card, hidden = machine.first_card() if device == "cuda" else ("", ())
+        return [Slot(card=card, hidden=hidden)]
     if device == "cuda" and n_slots > 1:
         raise SetupError("--slots shares the cores of a machine without a GPU: say --gpus N")
     if device != "cuda" and n_gpus != 1:

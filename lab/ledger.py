@@ -72,18 +72,18 @@ class Trial:
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     tokens_m: float = 0.0       # millions of training tokens handed out
-    n_batches: int = 0          # in which they were asked for
+    n_batches: int = 0          # in which they were handed out
     params_m: float = 0.0       # millions of parameters, as the model object counts them
     memory_gb: float = 0.0      # peak: GPU memory where there is one, else resident memory
     ending: Ending = Ending.SCORED
-    witnessed: bool = False     # a second process that was told nothing said the same
+    witnessed: bool = False     # a witness gave the same losses
     note: str = ""              # measured peculiarities ("pins its own seed", ...)
     log: str = ""               # bounded head and tail of what it printed: data, never parsed for a number
     late_log: str = ""          # what it printed once it knew validation rows: never for the researcher
     phases: dict[str, float] = field(default_factory=dict)  # seconds by part: start, train, score, witness
     profile: str = ""           # where its time went: measured facts, and what a few steps more said; data
     versions: dict[str, str] = field(default_factory=dict)  # of Python, torch and the GPU's driver
-    slot: str = ""              # where it ran, of several places; "" for the only one
+    slot: str = ""              # the slot that it ran in; "" if there was only one
 
     @property
     def crashed(self) -> bool:
@@ -91,7 +91,7 @@ class Trial:
 
 
 ON = "on "  # begins the last part of a note, where there are several slots
-STEERED = "program.md changed"  # the part of a note where an idea was the first to read another program.md
+STEERED = "program.md changed"  # part of the note of the first idea that read a changed program.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Row:
 
     @property
     def slot(self) -> str:
-        """Where it ran, of several places, as the end of its note says; "" for the only one."""
+        """The slot that it ran in, from the end of its note; "" if there was only one."""
         *_, last = self.note.split("; ")
         return last.removeprefix(ON) if last.startswith(ON) else ""
 
@@ -154,9 +154,9 @@ class Experiment:
         return Status.KEEP if self.kept_at >= 0 else self.own.status
 
     def values(self, split: str, budget_s: float | None = None) -> list[float]:
-        """val_bpb of its trials on one split, of the session's own budget unless told; busy ones do not count.
+        """val_bpb of its trials on one split, by default under its own budget; busy trials do not count.
 
-        No witness has seen a discard's own number. It counts for as long as there is no other.
+        No witness has confirmed a discard's own number, so it counts only as long as there is no other.
         """
         budget_s = self.own.budget if budget_s is None else budget_s
         rows = [row for row in self.rows if row.status != Status.BUSY and row.val_bpb is not None]

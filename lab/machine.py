@@ -1,4 +1,4 @@
-"""Whether a trial had its machine: what it wanted and did not get, and a fixed piece of work.
+"""Whether a trial had its machine to itself: the CPU time it wanted and did not get, and a fixed probe.
 
 Promises: a trial gains nothing by faking this, since a busy verdict only means that it runs again.
 Other trials of the session and the trial's own processes do not count. Where the kernel tells
@@ -32,7 +32,7 @@ PROBE_SIDE = 384       # matrices of the probe: 1.3 MB in all, beyond a core's o
 MEMORY_BACK_S = 15.0   # how long GPU memory may take to come back
 USED_S = 2.0           # how far back one asks who computed on the card
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel's linux/proc_ns.h
-LEFT_GB = 0.5          # of it: what drivers and desktops move by
+LEFT_GB = 0.5          # GPU memory by which drivers and desktops vary
 
 
 # Limit and use of memory in a container, by version 2 and 1 of control groups
@@ -84,15 +84,15 @@ def _waited_s(pid: int) -> float:
 
 
 def lost_share(before: Reading | None, after: Reading | None, n_cores: int) -> float:
-    """What the trial wanted of its cores and did not get, of what it could have had.
+    """The share of its cores' time that the trial wanted and did not get.
 
-    A thread that waits while no stranger runs waits for its own kin, and a stranger on an idle core
-    harms nobody: the smaller of the two counts, and all of what the host stole.
+    A thread may wait for the trial's own threads, and another program may run on an idle core. So the
+    smaller of waiting time and other programs' time counts, plus all that the host of a VM stole.
     """
     if before is None or after is None:
         return 0.0
     strangers = max(0.0, (after.busy - before.busy) - (after.own - before.own))
-    if after.others is not None:  # the time of a child that nobody waits for is nobody's: a trial could have such ones
+    if after.others is not None:  # a trial could fake strangers by children that nobody waits for
         seen = [used - before.others.get(pid, 0.0) for pid, used in after.others.items()]
         strangers = min(strangers, sum(used for used in seen if used > 0))
     waited = max(0.0, after.waited - before.waited)
@@ -116,16 +116,29 @@ def _card():
 
 
 def cards() -> list[tuple[str, tuple[str, ...]]]:
-    """(UUID, device files of all other cards) of every card that CUDA_VISIBLE_DEVICES does not hide."""
+    """(UUID, device files of all other cards) of every card that CUDA_VISIBLE_DEVICES does not hide, in its order."""
     import pynvml
 
     pynvml.nvmlInit()
     found = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
     files = {pynvml.nvmlDeviceGetUUID(card): f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(card)}" for card in found}
+    uuids, all_files = {str(n): uuid for n, uuid in enumerate(files)}, glob.glob("/dev/nvidia[0-9]*")
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(files)).split(",")
-    all_files = glob.glob("/dev/nvidia[0-9]*")
-    return [(uuid, tuple(path for path in all_files if path != own))
-            for n, (uuid, own) in enumerate(files.items()) if str(n) in names or uuid in names]
+    return [(uuid, tuple(path for path in all_files if path != files[uuid]))
+            for uuid in (uuids.get(name, name) for name in names) if uuid in files]
+
+
+def first_card() -> tuple[str, tuple[str, ...]]:
+    """The first of cards(), where several are alike; ("", ()) where CUDA has to choose, as the fastest."""
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):  # WSL knows no device files
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        names = [pynvml.nvmlDeviceGetName(card) for card in handles]
+        if len(names) > 1 and len(set(names)) == 1:
+            return (cards() or [("", ())])[0]
+    return "", ()
 
 
 def versions(device: str) -> dict[str, str]:
@@ -214,7 +227,7 @@ def verdict(folder: Path, lost: float, probe_before: float | None, last_try: boo
     """Why a trial that has just ended did not have its machine, or "".
 
     The probes of a trial that counts are kept, so a machine that stays slower becomes the usual one. A share of the
-    machine has none: what runs beside it would pass for a slower machine, where cores share a clock or a cache.
+    machine takes no probes: where cores share a clock or a cache, its neighbours would look like a slower machine.
     """
     probes = [probe_before, probe()] if probe_before is not None else []
     earlier, path = [], folder / "probes.txt"

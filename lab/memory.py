@@ -1,8 +1,8 @@
 """What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
-ideas.jsonl has kind, area and reasoning of its experiments, and ideas that never ran; notes.md its notes,
-lessons.md what it wrote at the end, the first notes of the next session on the same data.
-A deleted folder or a damaged line costs what it held, and stops nothing.
+ideas.jsonl: kind, area and reasoning of each experiment, and ideas that never ran. notes.md: the model's notebook.
+lessons.md: what it wrote at the end, the first notes of the next session on the same data.
+A deleted folder or a damaged line loses only its own content, and the session goes on.
 """
 
 import json
@@ -38,7 +38,7 @@ class Memory:
         return any(idea.get("experiment") == number and idea.get("is_mend") for idea in self.ideas)
 
     def write_notes(self, text: str) -> None:
-        """Without what a terminal would obey."""
+        """Write notes.md, without control characters."""
         plain = "".join(letter for letter in text if letter.isprintable() or letter == "\n")
         self.runs.mkdir(parents=True, exist_ok=True)
         write_durably(self.runs / "notes.md", plain.encode("utf-8", "replace"))

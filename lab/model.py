@@ -99,7 +99,7 @@ def _dearest(*models: str) -> Sequence[float] | None:
 
 
 class Purse:
-    """What --max-usd leaves. A call under way holds what it may cost in the worst case, so several together keep it."""
+    """What is left of --max-usd. Each call reserves its worst-case price, so parallel calls cannot exceed the limit."""
 
     def __init__(self, left_usd: float = math.inf):
         self.left_usd, self.n_holding = left_usd, 0  # what others hold is not left
@@ -141,18 +141,20 @@ class Researcher:
             self.backend = Api(model, effort, fallback, self.limits)
             others = PRICES if fallback == "default" else [fallback or ""]  # the server may choose any
             self.price = prices or _dearest(model, *others)
-        if prices and len(prices) == 2:  # never too little: a cache write counts twice, a read once
+        if prices and len(prices) == 2:  # an upper bound: a cache write costs twice the input price, a read as much
             self.price = (*prices, 2 * prices[0], prices[0])
         self.name = self.backend.name
 
-    def check(self) -> None:
+    def check(self, purse: Purse | None = None) -> None:
         """Prove key, model and command by one small call. Raises SetupError, or Unavailable for what may pass."""
         self.backend.check()
         try:
-            self.write(HELLO, threading.Event(), CHECK_S, Purse())
+            self.write(HELLO, threading.Event(), CHECK_S, purse or Purse())
         except ProposalError:
             return  # it answers, if only to decline
         except Unavailable as error:
+            if error.kind is Outage.BUDGET:
+                return  # the loop will stop for it
             if error.kind is Outage.STOPPED:
                 raise Unavailable(f"{self.name} took longer than {CHECK_S} s for one word") from None
             if error.fatal or isinstance(self.backend, Command):
@@ -204,7 +206,7 @@ class _Talk:
 
     def draft(self, repairs: int) -> Draft:
         """Ask until an answer passes every check, or the repairs are used up."""
-        flaws, description, found = [], "", None  # found: it passed, unless what is being measured is kept
+        flaws, description, found = [], "", None  # found: passed, but in conflict with a trial in flight
         while True:
             try:
                 reply = self.ask()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -27,8 +28,12 @@ def run(command: str, headline: str, facts: Mapping[str, object]) -> None:
     environment["AUTORESEARCH_EVENT"] = json.dumps(facts)
     child = subprocess.Popen(command, shell=True, env=environment, stdin=subprocess.PIPE, start_new_session=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + LONGEST_S
     with suppress(subprocess.TimeoutExpired):
         child.communicate(f"{headline}\n".encode(), LONGEST_S)
-    with suppress(ProcessLookupError):  # the command and what it started
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
+        while time.monotonic() < until:  # a mail program sends on behind its shell
+            os.killpg(child.pid, 0)
+            time.sleep(0.05)
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -8,6 +8,7 @@ fault of the user's or of the machine becomes a SetupError before it becomes a r
 import argparse
 import errno
 import hashlib
+import math
 import os
 import resource
 import shutil
@@ -16,13 +17,13 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from lab import card, corpus, edits, ledger, restrict, runner, sandbox
+from lab import baseline, card, corpus, edits, ledger, restrict, runner, sandbox
 from lab.checkout import FULL_BYTES
 from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
 from lab.fleet import slots_here
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
-from lab.memory import read_program
-from lab.model import Researcher, Unavailable, has_key
+from lab.memory import called_usd, read_program
+from lab.model import Purse, Researcher, Unavailable, has_key
 from lab.session import Session
 from lab.store import Store
 from lab.texts import find_files
@@ -71,15 +72,17 @@ def session_of(root: Path, store: Store, data: Data, budget_s: float) -> Session
              "training tokens": data.train_tokens}
     code = store.code(incumbent.number) if incumbent else ""
     program = read_program(root)
-    if history:  # an edit since the model's last idea was saved is a change
+    if history:  # as the model's last idea had read it, so that a later edit counts as a change
         last = next((e for e in reversed(history) if e.own.source not in ledger.NO_MODEL), history[0])
         program = store.here.show(f"{store.candidate_ref(last.number)}:program.md").decode(errors="replace")
+    if not runner.baseline_known(runs):  # damaged, or not there
+        (runs / baseline.NAME).unlink(missing_ok=True)
     lost = frozenset({e.number for e in history} - store.numbers())
     return Session(store.tag, runs, budget_s, sizes, rows, history, code, program, lost)
 
 
 def check_limits() -> None:
-    """Raise SetupError where no trial could run under these limits, or not under those that were asked for."""
+    """Raise SetupError for an unknown sandbox level, or a limit on file sizes under which no trial could run."""
     sandbox.level()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < restrict.MAX_FILE_BYTES:
@@ -137,8 +140,9 @@ def settle_places(options: argparse.Namespace, rows: Sequence[Row], tag: str, re
     if options.ray and not find_spec("ray"):
         raise SetupError("--ray needs Ray, which is an extra: run `uv sync --extra ray`, or `pip install ray`")
     options.places = [] if options.ray else slots_here(options.slots, options.gpus, device)
-    if rows and options.places and not options.places[0].card:  # one of several cards, or a host, is seen by its trials
-        here = name or f"{device} x{len(options.places[0].cores) or os.cpu_count()}"  # as a referee names it
+    places = options.places
+    if rows and places and (len(places) == 1 or not places[0].card):  # one of several cards is seen by its trials
+        here = name or f"{device} x{len(places[0].cores) or os.cpu_count()}"  # as a referee names it
         shares = {f"{device} x{os.cpu_count() // n}": n for n in range(1, os.cpu_count() + 1)}
         if here != rows[0].device and rows[0].device in shares:
             raise SetupError(f"this session was measured on {rows[0].device}, trials here would have {here}: say "
@@ -162,7 +166,7 @@ def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: R
         raise SetupError(f"no price of {researcher.name} is known: add --prices IN,OUT, or leave --max-usd out")
     report(f"asking {researcher.name} for a word", 0, 0)
     try:
-        researcher.check()
+        researcher.check(Purse((options.max_usd or math.inf) - called_usd(runs)))
     except Unavailable as error:
         waits = "it is waited for" if options.researcher == "llm" else "the tuner works until it answers"
         say(f"{error}; {waits}")
@@ -256,11 +260,11 @@ def check_fixed(before: dict[str, str], now: dict[str, str], tag: str) -> None:
 
 
 def lacks_baseline(session: Session) -> bool:
-    """Whether what the baseline measured is gone, so that it runs once more. One that crashed then is left alone."""
-    rows = session.history[0].rows if session.history else ()
+    """Whether the baseline's measurements are gone, so that it runs again; false if its last repeat crashed."""
+    rows = [row for row in session.history[0].rows if row.split == "val"] if session.history else []
     is_comparable = bool(rows) and rows[0].budget == session.budget_s  # not where --longer trains
     is_crash = bool(rows) and rows[-1].status is Status.REPEAT and rows[-1].val_bpb is None
-    return is_comparable and not is_crash and not runner.baseline_known(session.runs)
+    return is_comparable and not is_crash and not (session.runs / baseline.NAME).exists()
 
 
 def suspects_machine(session: Session, trial: Trial) -> bool:

@@ -22,7 +22,7 @@ BUFFER = 1000                 # documents that a row may choose from, the field'
 CHUNK = 1024                  # documents that are tokenized side by side
 SLICE_CHARS = 1 << 16         # text that is encoded at once: 3 M blanks overflow the pattern's stack
 SHUFFLE_SEED = 2
-# GPT-4's way to split text into words, but one or two digits a number: 110 numbers, not 1110
+# GPT-4's split pattern, but with numbers of one or two digits: 110 possible ones instead of 1110
 PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 BOS = "<|bos|>"               # begins every document; the only special token, with the last id
@@ -74,7 +74,7 @@ def tokenize(encoding: "tiktoken.Encoding", documents: Documents, cut: int | Non
 
 
 def best_fit(documents: Iterable[np.ndarray], row_tokens: int) -> Iterator[np.ndarray]:
-    """The field's rule: no padding, and a choice of 1000 documents leaves little to crop.
+    """Best-fit packing: no padding, and a choice among 1000 documents leaves little to crop.
 
     A row takes the longest document that fits whole, the oldest of equal ones. When none fits, the
     shortest is cropped to fill the row, so every row begins with BOS. An unfilled last row is dropped.
@@ -103,7 +103,7 @@ def pack(tokenized: Iterable[tuple[str, np.ndarray]], folder: Path, row_tokens: 
         documents[split].append(tokens)
     rows = {split: [*best_fit(mine, row_tokens)] for split, mine in documents.items()}
     for split, mine in rows.items():
-        rng = np.random.RandomState(SHUFFLE_SEED)  # its numbers never change with numpy
+        rng = np.random.RandomState(SHUFFLE_SEED)  # its stream is the same in every version of numpy
         order = rng.permutation(len(mine))  # so that the first n are a fair sample
         write_durably(folder / f"{split}.bin", (mine[i].data for i in order))
     return {split: len(mine) for split, mine in rows.items()}

@@ -1,7 +1,7 @@
 """One drawing of a session, as progress.png and as the inline SVG of report.html.
 
-Promises: every trial on the validation split is one point, in the order of the file; what is far above
-the rest is on the rim. In the SVG, text is text and a point links to its experiment's row alone.
+Promises: every trial on the validation split is one point, in the order of the file; outliers are drawn
+at the upper edge. In the SVG, text stays text, and a point links only to its experiment's row.
 """
 
 import math
@@ -97,7 +97,7 @@ def _draw_trials(axes, moments: Sequence[Moment], sigma: float) -> None:
 
 
 def scale(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest val_bpb worth a scale: the baseline's, or what one in ten exceeds."""
+    """(lowest, highest) val_bpb of the axis; the highest is the baseline's or the 90th percentile, if larger."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite[0], sorted(finite)[int(0.9 * (len(finite) - 1))])
     return low, high if high > low else low * 1.01 + 0.01

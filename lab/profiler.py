@@ -66,6 +66,6 @@ def stream(batch_size: int, seq_len: int, batches=prepare.stream) -> Iterator[pr
 
 
 if __name__ == "__main__":
-    os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # else a GPU's time falls on whoever waits for it
+    os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # otherwise a GPU's time is charged to the function that waits for it
     prepare.stream = stream
     runpy.run_path("train.py", run_name="__main__")

@@ -20,13 +20,13 @@ from lab.timeline import Moment, timeline
 PROGRAM_CHARS = 20_000  # of program.md; about 6 000 tokens
 COMMENT = re.compile(r"(?s)<!--.*?-->\s*")  # in program.md, for the person alone
 LAST = 5                # experiments of the history; the digest sums up the others
-SHOWN, EARLIER = 3, 2   # near misses in a digest, and half of the dead ends; in one of an earlier session
+SHOWN, EARLIER = 3, 2   # near misses in a digest (dead ends: twice as many); the same of an earlier session
 SESSIONS = 2            # earlier sessions that are shown
 LOG_CHARS, DIFF_CHARS, PROFILE_CHARS = 120, 3_000, 700
 IDEA_CHARS, NOTE_CHARS, WHY_CHARS = 80, 60, 160  # of a description, of a row's note, and of why it was tried
 SHORT_CHARS = 28        # of a description and of a reason in a digest
 CURVE_POINTS = 3        # of a curve
-MEND_CHARS = 10_000     # of a diff; a longer one gives way to the whole candidate
+MEND_CHARS = 10_000     # of a diff; in place of a longer one the whole candidate is shown
 PLATEAU = 12            # experiments without a keep after which the ask changes
 BRIEF_CHARS = 12_000    # of a prompt for a context of 8 000 tokens, with room for an answer of 2 000
 OPEN, CLOSE = "<train.py>\n", "\n</train.py>"
@@ -160,7 +160,7 @@ def brief(prompt: Prompt) -> Prompt:
     ask = _bounded(prompt.ask, BRIEF_CHARS // 5)
     left = BRIEF_CHARS - sum(map(len, (prompt.rules, *told, *history, ask)))
     files = [text.removeprefix(OPEN).removesuffix(CLOSE) for text in prompt.fixed[-1:]]
-    turn = zlib.crc32(ask.encode("utf-8", "replace"))  # another part of the file at another time
+    turn = zlib.crc32(ask.encode("utf-8", "replace"))  # another ask shows another part of the file
     files = [f"{OPEN}{excerpt(code, left, turn)}{CLOSE}" for code in files]
     return replace(prompt, fixed=(*told, *files), history=tuple(history), ask=ask, is_brief=True)
 
@@ -208,7 +208,7 @@ def read_past(now: Situation) -> list[Entry]:
 
 
 def first_shown(past: Sequence[Entry]) -> int:
-    """The place of the last few experiments, and of what never ran between them."""
+    """Index in `past` of the first entry to show: the last few experiments and the unrun ideas between them."""
     experiments = [place for place, entry in enumerate(past) if entry.number is not None]
     return max([*experiments[-LAST:], 0][0], len(past) - 2 * LAST)
 
@@ -266,7 +266,10 @@ def earlier_text(now: Situation) -> str:
 
 def digest(past: Sequence[Entry], older: Sequence[Entry], sigma: float | None) -> str:
     """Counts by kind, then what was found before the history begins."""
-    return "\n".join([f"Tried/kept/crashed: {_tallies(past, 'kind')}", *findings(older, sigma, SHOWN)])
+    dead = Counter(entry.area or "other" for entry in older if entry.is_dead(sigma))
+    by_area = ", ".join(f"{area} {n}" for area, n in dead.most_common()) or "none"
+    counts = f"Tried/kept/crashed: {_tallies(past, 'kind')}. Dead ends by area: {by_area}."
+    return "\n".join([counts, *findings(older, sigma, SHOWN)])
 
 
 def findings(past: Sequence[Entry], sigma: float | None, n_shown: int) -> list[str]:
@@ -274,8 +277,8 @@ def findings(past: Sequence[Entry], sigma: float | None, n_shown: int) -> list[s
     kept = [entry for entry in past if entry.status is Status.KEEP]
     dead = [entry for entry in past if entry.is_dead(sigma)]
     near = [entry for entry in past if entry.is_lost and not entry.is_dead(sigma)]
-    near.sort(key=lambda entry: entry.delta)  # the stuff of combinations
-    dead.sort(key=lambda entry: entry.kind not in ("", "knob"))  # mechanisms are the last to go
+    near.sort(key=lambda entry: entry.delta)  # best first: candidates for combinations
+    dead.sort(key=lambda entry: entry.kind not in ("", "knob"))  # knobs first, so that they are cut off first
     lines = []
     for title, all_, shown in (("Kept", kept, kept[-EARLIER:]), ("Dead ends", dead, dead[-2 * n_shown:]),
                                ("Near misses", near, near[:n_shown])):

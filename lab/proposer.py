@@ -8,6 +8,7 @@ with `llm` the model is waited for. It runs no trial and decides nothing about k
 import argparse
 import math
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -29,11 +30,12 @@ from lab.turns import apart
 from prepare import default_device
 
 PATIENCE_S = 60.0       # how long the GPU waits for a draft under way; a model that is later counts as out
+LATE = f"the model is {PATIENCE_S:.0f} s late: the tuner takes this turn"
 LESSONS_S = 120         # for the lessons at the end of a session; a model thinks for a minute
 LEAST_IDEAS = 5         # that a process has tried; fewer are worth no lessons
 TUNER_MEMORY = 150      # how many earlier experiments the tuner learns from
 MOST_ASKED = 64         # answers under way at once
-JOINED = "the incumbent with: "  # begins the description of two changes in one
+JOINED = re.compile(r"the incumbent with #\d+: ")  # begins the description of two changes in one
 MENDABLE = (Ending.CRASHED, Ending.MEMORY, Ending.UNREPEATABLE)  # endings that one call with the log may mend
 
 
@@ -69,7 +71,7 @@ class Proposer:
         self.display, self.stopped = display, stopped
         self.tried = store.fingerprints()
         self.memory = Memory(session.runs, store.earlier_sessions())
-        self.program, self.fault = read_program(store.root), ""  # as it could last be read; why it cannot be now
+        self.program, self.fault = read_program(store.root), ""  # its last readable text; why it cannot be read now
         called = called_usd(session.runs)
         in_rows = sum(row.usd for row in session.rows)
         self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
@@ -80,11 +82,12 @@ class Proposer:
         self.back_at, self.failures = 0.0, 0        # when the model may be asked again, after so many faults in a row
         self.drafter = ThreadPoolExecutor(MOST_ASKED)  # it starts threads as they are needed
         self.asked: tuple[Asked, ...] = ()
+        self.exhausted: tuple[str, int, int] | None = None  # when no constant was left to vary
         self.waiting_since: float | None = None     # a slot is free, and an answer under way
         self.crashed: deque[tuple[Candidate, Trial]] = deque()  # to be mended as soon as the model may be asked
-        self.put_off: set[int] = set()              # of these the mend's call failed once, by experiment
+        self.put_off: set[int] = set()              # experiments whose mend failed once because the API was out
         self.program_read = session.program_read    # program.md as the model's last idea had read it
-        # Combinations that were tried, or do not merge
+        # What was tried, combinations among it, or does not merge
         self.joined = {row.description for row in session.rows} | {i.get("description") for i in self.memory.ideas}
 
     def close(self) -> None:
@@ -126,7 +129,7 @@ class Proposer:
                 return idea
             if not asked and in_flight and (is_awaited or self._is_patient()):
                 return None
-            if is_awaited and not in_flight:  # before the next round the limits are looked at
+            if is_awaited and not in_flight:  # the caller checks the limits before the next round
                 return None
             if not asked and not is_awaited:
                 if idea := self._tuner_idea(session, in_flight):
@@ -140,7 +143,7 @@ class Proposer:
     def _combined_idea(self, session: Session) -> New | None:
         """The incumbent with a change that was measured beside it; where lines conflict, a word to the model."""
         for description, before, after in apart(session):
-            words = one_line(JOINED + description.removeprefix(JOINED))
+            words = one_line(f"the incumbent with #{after}: {JOINED.sub('', description)}")
             codes = self.store.codes((before, after)) if words not in self.joined else {}
             self.joined.add(words)
             if len(codes) < 2:
@@ -167,14 +170,14 @@ class Proposer:
         if time.monotonic() - self.waiting_since < PATIENCE_S:
             return True
         self.waiting_since = None
-        self._say_late()
+        self.display.say(LATE)
         return False
-
-    def _say_late(self) -> None:
-        self.display.say(f"the model is {PATIENCE_S:.0f} s late: the tuner takes this turn")
 
     def _tuner_idea(self, session: Session, in_flight: Sequence[Candidate]) -> New | None:
         """None where no constant is left to vary."""
+        state = session.code, len(session.rows), len(in_flight)
+        if state == self.exhausted:  # it is asked five times a second
+            return None
         past = [e for e in confirm.ideas(session.history) if e.status != Status.BUSY][-TUNER_MEMORY:]
         codes = self.store.codes([e.number for e in past])
         told = [(codes[e.number], e.val_bpb) for e in past if e.number in codes]
@@ -182,16 +185,17 @@ class Proposer:
         worst = max((value for _, value in told if value is not None), default=None)
         told += [(c.proposal.code, worst) for c in in_flight if not c.is_repeat]
         drawn = tuner.variations(session.code, told, len(session.history) + len(in_flight), default_device())
-        proposal = next((idea for idea in drawn if edits.fingerprint(idea.code) not in self.tried), None)
-        if proposal is None:
-            return None
-        self.tried.add(edits.fingerprint(proposal.code))
-        return New(proposal)
+        for idea in drawn:
+            if (mark := edits.fingerprint(idea.code)) not in self.tried:
+                self.tried.add(mark)
+                return New(idea)
+        self.exhausted = state
+        return None
 
     def _answered(self, session: Session, in_flight: Sequence[Candidate], must_wait: bool) -> Asked | None:
-        """The oldest answer that is there, after some patience; None while the model is late or out. Raises Stopped.
+        """The oldest finished answer; waits if no trial runs. None if the model is late or out. Raises Stopped.
 
-        Beside trials in flight nobody waits here: one of them may end at any moment.
+        While trials are in flight it does not wait, since one of them may end at any moment.
         """
         if must_wait and not self.asked and self.stopped.wait(max(0.0, self.back_at - time.monotonic())):
             raise Stopped("stopped by you")
@@ -203,7 +207,7 @@ class Proposer:
         asked = next((asked for asked in self.asked if asked.answer.done()), None)
         if asked is None:
             if not in_flight:
-                self._say_late()
+                self.display.say(LATE)
             return None
         self.billed_usd += asked.usd
         self.owed_usd += asked.usd
@@ -216,7 +220,7 @@ class Proposer:
         try:
             draft = asked.answer.result()
             description = draft.proposal.description
-            if draft.answer.notes and not asked.mends:  # a mend is written without the notebook
+            if draft.answer.notes and not asked.mends:  # the prompt of a mend shows no notebook to build on
                 self.memory.write_notes(draft.answer.notes)
             idea = self._fitted(session, draft, asked.program)
         except ProposalError as error:
@@ -235,7 +239,7 @@ class Proposer:
         return replace(idea, proposal=replace(idea.proposal, note=note), is_mend=True)
 
     def _fitted(self, session: Session, draft: Draft, program: str) -> New:
-        """The draft on the incumbent of now. Raises ProposalError where it does not merge, or was steered otherwise."""
+        """Rebase a draft onto the present incumbent. Raises ProposalError if that fails or the directions changed."""
         if directions(program) != directions(self._program()):
             raise ProposalError("It was written before the directions in program.md changed.", Flaw.CONFLICT)
         proposal = rebase(draft, session.code, self.tried).proposal
@@ -246,7 +250,7 @@ class Proposer:
                    area=draft.answer.area)
 
     def draft_ahead(self, session: Session, in_flight: Sequence[Candidate], n: int = 1) -> None:
-        """Have crashes mended, and the model's next n proposals made while trials run, each told of what is known."""
+        """Ask for mends of crashes and up to n drafts while trials run; each prompt shows the ideas under way."""
         if n:
             self._mend(session)
         while len(self.asked) < n and session.incumbent and self._may_ask():
@@ -257,9 +261,9 @@ class Proposer:
 
     def mend_ahead(self, session: Session, candidate: Candidate, trial: Trial) -> None:
         """Have a crash mended meanwhile, by one call with what it printed; the mend is an experiment of its own."""
+        is_new = not candidate.step.is_mend and not self.memory.is_mend(candidate.number)
         is_models = candidate.proposal.source not in ledger.NO_MODEL
-        is_mend = candidate.step.is_mend or self.memory.is_mend(candidate.number)
-        if self.researcher and is_models and not is_mend and trial.ending in MENDABLE:
+        if self.researcher and is_new and is_models and trial.ending in MENDABLE:
             self.crashed.append((candidate, trial))
             self._mend(session)
 
@@ -295,15 +299,12 @@ class Proposer:
             return []
         name = self.researcher.name
         self.display.say(f"{name} writes down what was learnt, {LESSONS_S} s at most; Ctrl-C skips it")
-        self.display.show_researcher(f"{name} writes down what was learnt")
         asked = build_prompt(self.memory.situation(session, (), self._program()), LESSONS)
         try:
             text, usd = self.researcher.write(asked, skipped, LESSONS_S, self.purse)
         except (ProposalError, Unavailable) as error:
             self.billed_usd += error.usd
             return [f"no lessons: {one_line(str(error), 160)}"]
-        finally:
-            self.display.show_researcher("")
         self.billed_usd += usd
         return self.memory.write_lessons(f"what was learnt, in the words of {name} (${usd:.2f}):", text)
 
@@ -332,7 +333,7 @@ class Proposer:
         self.memory.add_idea(rows=len(session.rows), description=description, reason=one_line(str(error), 500))
 
     def _without_model(self, error: Unavailable) -> None:
-        """The API is out: for a while, or for good, which only `auto` survives. Raises Stopped and SetupError."""
+        """Handle an outage: ask again later, or with `auto` go on with the tuner. Raises Stopped and SetupError."""
         is_alone = self.options.researcher == "llm"
         if error.kind in (Outage.STOPPED, Outage.BUDGET):
             raise Stopped("stopped by you" if error.kind is Outage.STOPPED else str(error))

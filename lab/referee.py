@@ -2,16 +2,16 @@
 
     python -m lab.referee   runs the trial that a JSON line on stdin describes; answers with such lines
 
-Promises: training tokens flow only while the budget lasts, the first one starts the clock; validation
-inputs only after the file of what was learnt is whole; targets and byte counts never. The metric is
+Promises: a trial gets training tokens while its budget lasts, and the first one starts the clock. It
+gets validation inputs once its file of weights is complete, targets and byte counts never. The metric is
 computed here, from logits, and nothing a trial prints is parsed. When this process ends, so has
 every process of the trial. It does not know what an experiment is.
 
-How large may a file be? It is whole before the trial sees a validation row, so a larger one gives
-nobody a better number. Memory is the bound: the referee's copy, what the witness reads, the tensors
-made of it and its module are four times the file, so it may fill a quarter of what was free. Beyond
-the baseline's size, which the referee takes while the trial starts, pages that nobody wrote do not
-count: the trial pays for its file.
+A file may fill a quarter of the free memory. It is complete before the trial sees a validation row,
+so a larger one wins nothing, and memory is the only bound: the referee's copy, the bytes that the
+witness reads, its tensors and its module hold the file four times. While the trial starts, the referee
+allocates as many pages as the baseline's file has. Further pages count only once the trial has written
+them, in its own time.
 """
 
 import json
@@ -33,11 +33,11 @@ from lab.ledger import Ending
 from lab.scoring import Scorer, bits_per_byte
 from lab.wire import FILE, PARAMS, PULL, ROWS, mapped, seal, sealable_memory, sealed_copy, take_pages
 
-START_FACTOR, START_SLACK_S = 1.5, 10.0  # start-up that is free, by the baseline's own seconds
+START_FACTOR, START_SLACK_S = 1.5, 10.0  # free start-up: the baseline's seconds times and plus this
 WITNESS_FACTOR = 3.0                     # how much longer than its trial a witness may start
-LATE_SHARE, LATE_MOST = 0.003, 0.02  # of the budget: how late a file may be, or by a median step
-LATE_SLACK_S = 0.25                  # what a scheduler may add; more where strangers take a part ...
-LEAST_OWN = 0.1                      # ... by 1 / the share that the trial had, at least this
+LATE_SHARE, LATE_MOST = 0.003, 0.02  # of the budget: least and most that a file may be late; between, a median step
+LATE_SLACK_S = 0.25                  # added for scheduling, divided by the share of the machine ...
+LEAST_OWN = 0.1                      # ... that the trial had, which counts as at least this
 COPY_BYTES_A_S = 1e9                 # at which a file is written into untouched memory
 FILE_PART = 4                        # a file may fill a fourth of the free memory
 MAX_PULL_ROWS = 1 << 16
@@ -187,7 +187,7 @@ def run(spec: dict) -> dict:
     folder, work, data = Path(spec["folder"]), Path(spec["work"]), Data.load(Path(spec["data"]))
     share = spec["cores"] / os.cpu_count()  # of the machine, where several trials run at once
     is_long = spec["budget"] >= machine.LEAST_BUDGET_S
-    probe_s = machine.probe() if is_long and share == 1 else None
+    probe_s = machine.probe() if is_long and not spec["is_shared"] else None
     known = baseline.read(folder)
     file_fd = sealable_memory("model", int(machine.memory()[0] * share) // FILE_PART)
     cache_note = baseline.fill_cache(spec, data) if spec["is_baseline"] else ""
@@ -284,7 +284,7 @@ def wait_for_load(child: Child, limit_s: float) -> None:
 
 
 def profile(spec: dict, data: Data, training: Training) -> str:
-    """Where a step spends its time, by one more process of this train.py; its word, which is data."""
+    """Where a step spends its time, by one more process of this train.py; what it prints is data."""
     tell("profile", None)
     limit_s = WITNESS_FACTOR * training.start_s() + START_SLACK_S
     deadline, why = time.monotonic() + limit_s, f"it took longer than {limit_s:.0f} s"

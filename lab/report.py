@@ -25,7 +25,7 @@ from lab.timeline import timeline
 
 MAX_DIFF_CHARS = 20_000      # of one experiment in report.html
 MAX_DIFFS_CHARS = 5_000_000  # of all together: the page stays under 20 MB
-MAX_DETAILS = 200            # experiments that the page has more of than their rows: texts, losses, batches
+MAX_DETAILS = 200            # experiments that the page shows with texts, losses and batches
 
 
 def morning(root: Path, options: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def morning(root: Path, options: argparse.Namespace) -> int:
 
 
 class Drawer:
-    """Has both files drawn in a process of its own, one at a time: it slows nothing, and leaves no memory behind."""
+    """Draws both files in a separate process, one at a time, so that the loop neither waits nor grows."""
 
     def __init__(self, root: Path):
         self.command = [sys.executable, str(root / "agent.py"), "report", "--quiet"]
@@ -67,11 +67,13 @@ class Drawer:
             self.process.wait()
 
 
-def who_proposed(rows: Sequence[Row], n_unusable: int, usd: float) -> str:
-    """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41"."""
-    verdicts = {row.experiment: row for row in rows if row.status in (Status.KEEP, Status.DISCARD, Status.CRASH)
-                and row.split == "val" and row.source != "baseline"}  # one that came back later is one
-    own = verdicts.values()
+def who_proposed(rows: Sequence[Row], n_before: int, n_unusable: int, usd: float) -> str:
+    """The last line of a run: "12 experiments: model 9 (2 repaired), tuner 3; 1 answer not usable; $0.41".
+
+    n_before: rows that were there when the run began.
+    """
+    own = [rows[e.judged_at] for e in ledger.experiments(rows) if e.judged_at >= n_before]
+    own = [row for row in own if row.split == "val" and row.source != "baseline"]
     counts = Counter(row.source for row in own)
     models = [row for row in own if row.source not in ledger.NO_MODEL]
     n_repaired = sum("repaired " in row.note or "mended after: " in row.note for row in models)
@@ -191,8 +193,9 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
 
 
 def _without_row(rows: Sequence[Row], runs: Path | None) -> dict[str, dict]:
-    """What the model was paid for beside the rows: lessons, answers that could not be tried, one that will be."""
-    usd = memory.called_usd(runs) - sum(row.usd for row in rows) if runs else 0.0
+    """Price of the calls in no row: lessons, answers that could not be tried, an answer not tried yet."""
+    judged = [e for e in ledger.experiments(rows) if e.status is not Status.BUSY]
+    usd = memory.called_usd(runs) - sum(row.usd for e in judged for row in e.rows) if runs else 0.0
     return {"calls without a row": {"tries": 0, "keeps": 0, "best": None, "usd": usd}} if usd >= 0.01 else {}
 
 
@@ -237,7 +240,7 @@ def summary(rows: Sequence[Row], runs: Path | None = None) -> str:
 
 def slot_shares(rows: Sequence[Row]) -> dict[str, str]:
     """How busy each slot was from the first trial's start to the last one's end; {} where there was one."""
-    if not any(row.slot for row in rows[-2:]):
+    if not any(row.slot for row in rows):
         return {}
     busy_s: Counter[str] = Counter()
     for row in rows:
@@ -259,12 +262,15 @@ def keeps(rows: Sequence[Row]) -> list[str]:
     """A heading, and a line for every keep but the baseline."""
     noise = math.sqrt(2) * (ledger.sigma(ledger.experiments(rows)) or 0)  # of a difference of two trials
     lines = ["what each keep gave, against the incumbent at the time, on the validation split:"]
+    told = {0}
     for moment in timeline(rows):
-        row, delta = moment.row, moment.delta
-        if row.status is Status.KEEP and delta is not None:
-            mark = "above the noise" if -delta >= 2 * noise else "within noise"
-            lines.append(f"  {row.experiment:>5} {-delta:>+10.6f}  {mark if noise else '':15}"
+        row = moment.row
+        if row.status is Status.KEEP and row.experiment not in told:  # one that came back is told once
+            gain = moment.before - (row.val_bpb if moment.is_own else moment.after)
+            mark = "above the noise" if gain >= 2 * noise else "within noise"
+            lines.append(f"  {row.experiment:>5} {gain:>+10.6f}  {mark if noise else '':15}"
                          f"  {one_line(row.description, 80)}")
+            told.add(row.experiment)
     return lines if len(lines) > 1 else []
 
 

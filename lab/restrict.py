@@ -41,7 +41,7 @@ def main() -> None:
     spec, program = json.loads(sys.argv[1]), sys.argv[2:]
     die_with_parent(spec["parent"], signal.SIGKILL)
     for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-                         (resource.RLIMIT_NPROC, most_threads())):
+                         (resource.RLIMIT_NPROC, MAX_THREADS)):
         hard = resource.getrlimit(kind)[1]
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (limit, limit))
@@ -65,15 +65,6 @@ def _check(result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
-
-
-def most_threads() -> int:
-    """Of a trial, with all others of its user; half of what user and container may have is left to the referee."""
-    limits = [resource.getrlimit(resource.RLIMIT_NPROC)[1]]
-    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
-        with contextlib.suppress(OSError, ValueError):  # not of this version, or "max"
-            limits.append(int(Path(path).read_text()))
-    return min([MAX_THREADS, *(limit // 2 for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
 def prctl(option: int, value: int) -> None:
@@ -127,7 +118,7 @@ def restrict_files(spec: dict) -> None:
 
 
 def _readable_parts(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Rules, (path, rights), for all below `path`; of what is hidden, only names are listed."""
+    """Rules, (path, rights), for all below `path` that is not hidden; folders above a hidden one can only be listed."""
     inside = [folder for folder in hidden if f"{folder}/".startswith(f"{path}/")]
     if path in inside:
         return
@@ -162,7 +153,7 @@ def enter_namespaces(spec: dict) -> None:
 
 
 def _end_with(child: int) -> None:
-    """End as a child ends. Process 1 cannot die of its own signal, so its exit code tells the number."""
+    """Wait for a child and end the same way. No signal of its own kills process 1: its exit code carries the number."""
     os.closerange(0, 2**31 - 1)
     drop_capabilities()
     ended = 0

@@ -29,9 +29,10 @@ from lab.wire import KEEP_FREED_MEMORY
 from prepare import DEFAULT_BUDGET_S, default_device
 
 ROOT = Path(__file__).resolve().parent.parent
-REFEREES: set[int] = set()  # this process's, alive: the end of one trial spares the trials beside it
+REFEREES: set[int] = set()  # the living ones of this process: the sweep after one trial spares the others
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_LINE = 1000  # characters of what a train.py by hand prints
+BY_HAND = "Train AUTORESEARCH_BUDGET seconds on AUTORESEARCH_DATA with AUTORESEARCH_SEED, print a summary."
 BACKSTOP_S = 60.0  # beside the referee's own limits; only a dead or hung referee meets it
 
 
@@ -74,7 +75,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
         "folder": str(folder), "work": str(work), "device": device,
-        "cores": len(slot.cores) or os.cpu_count(), "parent": os.getpid(),
+        "cores": len(slot.cores) or os.cpu_count(), "is_shared": bool(slot.name), "parent": os.getpid(),
         "hidden": [*map(str, held_out(data.source)), *cards],
         "witness_below": witness_below, "is_baseline": is_baseline, "last_try": last_try,
         "limits": asdict(limits)}
@@ -103,7 +104,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
 
 
 def longest_s(limits: TrialLimits, budget_s: float) -> float:
-    """Of the start that fills the cache, a trial, its witness and its profile, which may take longer to start."""
+    """An upper bound for cache filling, trial, witness and profile; the last two may take longer to start."""
     patience_s = (2 + 2 * WITNESS_FACTOR) * sum(asdict(limits).values())
     return patience_s + 3 * budget_s + START_SLACK_S + BACKSTOP_S
 
@@ -138,7 +139,7 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
     process.stdout.close()
     REFEREES.discard(process.pid)
-    if process.returncode not in (0, 143):  # it was killed, and could not sweep
+    if process.returncode not in (0, 143, -signal.SIGTERM):  # killed in its work; by SIGTERM it had not begun
         try:
             with sandbox.CHILDREN:
                 sandbox.sweep(but=REFEREES)
@@ -148,8 +149,7 @@ def end(process: subprocess.Popen) -> None:
 
 def by_hand(path: Path) -> int:
     """`python train.py`: a trial without a witness; prints its lines and a summary."""
-    about = "Train AUTORESEARCH_BUDGET seconds on AUTORESEARCH_DATA with AUTORESEARCH_SEED, print a summary."
-    argparse.ArgumentParser(path.name, description=about).parse_args()
+    argparse.ArgumentParser(path.name, description=BY_HAND).parse_args()
     try:
         budget_s = setting("AUTORESEARCH_BUDGET", positive, DEFAULT_BUDGET_S)
         seed = setting("AUTORESEARCH_SEED", within(0, MAX_SEED, f"a whole number up to {MAX_SEED}", int), 0)

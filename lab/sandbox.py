@@ -48,8 +48,8 @@ PACKAGES = ("python*/site-packages", "python*/dist-packages")  # below a lib
 GPUS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/dxg")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", *GPUS)
 PROBE_S = 20.0  # a probe takes 0.1 s
-# Threads sleep after a millisecond without work: spinning on, those of trial, referee and other programs slow each
-# other many times on few cores. After 30 microseconds they sleep in every step: that took 40 % of its speed.
+# Idle threads spin for a millisecond, then sleep. If they spun on, those of trial, referee and other programs would
+# slow each other down many times on few cores. With 30 microseconds they slept in every step: 40 % less speed.
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
 LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH")
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", *LIBRARIES, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS",
@@ -185,7 +185,7 @@ def family(root: int, but: Collection[int] = ()) -> tuple[list[int], list[int]]:
             found = psutil.Process(root).children(recursive=not but)
             return [child.pid for child in found if child.pid not in but], []
         return [], []
-    # By hand: psutil takes ten times as long, in which a process that forks on and on is away.
+    # Not by psutil, which takes ten times as long: a process that keeps forking would escape.
     children: dict[int, list[int]] = {}
     ended = set()
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -206,8 +206,8 @@ def sweep(but: Collection[int] = (), deadline_s: float = 30.0) -> None:
 
     Raises OSError where some do not die: a driver may hold them. Nothing can be measured beside them.
 
-    All are bound to this process's own core first: while it looks and kills, none of them runs, so one that forks on
-    and on is caught. The ended are collected at once: thousands of them would make each look too slow.
+    It binds them to this process's own core first: while it looks and kills, none of them runs, so one that keeps
+    forking is caught. It reaps ended ones at once, since thousands of zombies would make each look too slow.
     """
     until, cores = time.monotonic() + deadline_s, None
     try:

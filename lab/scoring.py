@@ -18,8 +18,8 @@ from lab.corpus import Data
 from lab.ledger import Ending
 from lab.wire import LOGIT_DTYPES, LOGIT_SLOTS, LOGITS, page_lock
 
-SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer takes at most so long; nobody trains there ...
-SLOW_TRAINED = 10.0                      # ... nor so many times as long as training on its rows took
+SLOW_S, SLOW_MEDIANS = 1.0, 3.0          # an answer may take SLOW_S, or so many medians if that is more ...
+SLOW_TRAINED = 10.0                      # ... but then at most so many times the training time of its rows
 LEAST_ASKS = 64                          # a scoring has at least so many where it has the rows
 CACHED_NUMBERS = 1 << 18                 # logits a CPU scores at a time: 3 times as fast in its cache
 GPU_TOKENS = 2048                        # a GPU scores at a time: 64 MB at a vocabulary of 8192
@@ -78,7 +78,7 @@ class Scorer:
         with mmap.mmap(child.logits_fd, logits_bytes) as shared:
             slots = torch.frombuffer(shared, dtype=torch.uint8).chunk(LOGIT_SLOTS)
             asked_at = questions.send(0)
-            for number, rows in enumerate([asks[0], *asks]):  # as many at the rehearsal
+            for number, rows in enumerate([asks[0], *asks]):  # the rehearsal is as large as the first ask
                 limit_s = first_s if number < 3 else slow_s(waits_s, len(rows) * row_s, slowest_s)
                 dtype = answer_type(child, min(questions.deadline, asked_at + limit_s), dtype)
                 waits_s.append(time.monotonic() - asked_at)
@@ -101,7 +101,7 @@ class Scorer:
 class Questions:
     """What a process is asked: random tokens, then batches of rows, then nothing more.
 
-    The random ones are a rehearsal: what fails, fails there, and the researcher may read its words.
+    The random ones are a rehearsal: an error occurs there first, where the researcher may still read the log.
     """
 
     def __init__(self, child: Child, inputs: Sequence[np.ndarray], limit_s: float):
@@ -110,7 +110,7 @@ class Questions:
         self.deadline = time.monotonic() + limit_s
 
     def send(self, number: int) -> float:
-        """Send all that are left up to this one; when they were."""
+        """Send all unsent ones up to this one; return the time after that."""
         while self.n_sent <= min(number, len(self.inputs) - 1):
             if self.n_sent == 1:
                 self.child.begin_rows()
@@ -127,10 +127,10 @@ def batches(order: np.ndarray, rows_an_ask: int) -> list[np.ndarray]:
 
 
 def slow_s(waits_s: list[float], trained_s: float, most_s: float) -> float:
-    """Seconds that an answer may take, by what the others took and what training on its rows took.
+    """Seconds that an answer may take, from the other answers and from the training time of its rows.
 
-    The others alone are no measure: a process that is slow each time would have time to train in the first. Nor is
-    training: one that pulls few rows seems to train slowly.
+    The other answers alone are no measure: a process that is always slow could train in the first one. The training
+    time alone is none either: a process that pulls few rows seems to train slowly.
     """
     return max(SLOW_S, min(SLOW_MEDIANS * statistics.median(waits_s), SLOW_TRAINED * trained_s, most_s))
 

@@ -1,4 +1,4 @@
-"""What the rooms need of a running session, as one frozen value that is made anew after each row.
+"""What the loop's parts need of a running session, as one frozen value that is replaced after each row.
 
 Everything but program.md and the money follows from the rows, so a restart sees the same session. This
 module also turns a step into a saved candidate, and a trial into a row. It decides nothing.
@@ -35,7 +35,7 @@ class New:
     proposal: Proposal
     split: str = "val"
     program: str = ""          # program.md as the idea had read it; "" for an idea that read none
-    is_steered: bool = False   # it is the first that had read another one
+    is_steered: bool = False   # it is the first idea that read a changed program.md
     kind: str = ""             # what the model says the idea is: a knob, a mechanism, ...
     area: str = ""             # and what it changes
     is_mend: bool = False      # it mends a crash, so its own crash is not mended again
@@ -80,7 +80,7 @@ class Session:
     lost: frozenset[int] = frozenset()   # experiments whose train.py a clone has not brought along
     spent_usd: float = 0.0               # by rows and calls together
     n_slots: int = 1                     # trials that may run at once
-    lacks_baseline: bool = False         # what it measured is gone: it runs once more before anything else
+    lacks_baseline: bool = False         # its measurements are gone: it runs again before anything else
 
     @property
     def incumbent(self) -> Experiment | None:
@@ -119,28 +119,27 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
     """The saved train.py that a step measures, with a seed of its own. The same rows give the same seed."""
     if isinstance(step, New):
         number, proposal = store.next_number, step.proposal
+        mark = f"\nfingerprint: {edits.fingerprint(proposal.code)}"
         body = f"{proposal.reasoning}\n\nsource: {proposal.source}"
-        if step.split == "val":  # a removal of confirm may still be proposed
-            body += f"\nfingerprint: {edits.fingerprint(proposal.code)}"
-        subject = f"experiment {number}: {proposal.description}"
-        commit = store.save(number, proposal.code, subject, body)
+        body += mark * (step.split == "val")  # a removal of confirm may still be proposed
+        commit = store.save(number, proposal.code, f"experiment {number}: {proposal.description}", body)
         parent = session.incumbent.commit if session.incumbent else ""
         return Candidate(number, commit, 100 * number, step, parent, session.code)
     known = session.experiment(step.number)
-    is_repeat = known.status != Status.BUSY
+    is_repeat, parent = known.status != Status.BUSY, known.own.parent
     proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
     used = {row.seed for row in known.rows if row.status is not Status.BUSY}  # a busy trial draws no new seed
     used |= {candidate.seed for candidate in in_flight if candidate.number == step.number}
     seed = next(seed for seed in count(100 * step.number) if seed not in used)
-    parent = known.own.parent
     parent_code = "" if is_repeat or not parent else store.code_of(parent)
-    return Candidate(step.number, known.own.commit, seed,
-                     New(proposal, step.split), parent, parent_code, is_repeat)
+    step = New(proposal, step.split)
+    return Candidate(known.number, known.own.commit, seed, step, parent, parent_code, is_repeat)
 
 
 def row_of(candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
     """The row of a trial that has been judged."""
-    proposal, parts = candidate.proposal, (trial.reason, trial.note, note, candidate.proposal.note)
+    reason = trial.reason.replace("; ", ", ")  # which parts a note
+    proposal, parts = candidate.proposal, (reason, trial.note, note, candidate.proposal.note)
     said = "; ".join(filter(None, parts))
     if trial.slot:  # at the end, where no long reason cuts it off
         said = "; ".join(filter(None, (one_line(said, NOTE_CHARS), ledger.ON + trial.slot)))

@@ -20,7 +20,7 @@ from lab.checkout import TEXT, Checkout
 from lab.ledger import SPARE, Row, SetupError, Status, write_durably
 
 FILES = ("train.py", "program.md", "results.tsv")  # what a commit of the session replaces
-ROWS_BYTES = 1 << 18  # about 1 000 rows; a candidate's commit carries no more, or git would grow by the square
+ROWS_BYTES = 1 << 18  # about 1 000 rows; a candidate's commit holds no more, otherwise git would grow quadratically
 HEADS = "refs/heads/autoresearch"
 TAG = re.compile(r"(?!.*(\.\.|\.lock$|\.$))[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # as git demands
 
@@ -52,7 +52,7 @@ class Store:
 
     @classmethod
     def _locked(cls, here: Checkout, tag: str, today: str) -> "Store":
-        """The session of this name, else of a free one. No other work tree has it."""
+        """Lock the session of this name, or an unused one where there is no name. No other work tree may hold it."""
         names = [tag] if tag else (f"{today}-{n}" if n > 1 else today for n in count(1))
         for store in (cls(here, name) for name in names):
             lock = store.copy.with_name(f"{store.tag}.lock")
@@ -192,7 +192,7 @@ class Store:
                          "row is lost), or choose another --tag")
 
     def _settle_tree(self) -> str:
-        """Bring train.py and the index in line with HEAD; a note where a text has to stay."""
+        """Bring train.py and the index in line with HEAD; a note if a train.py edited by hand stays."""
         path, wanted, note = self.root / "train.py", self.here.show("HEAD:train.py"), ""
         if not self._is_ours(_read(path)):
             note = "train.py was edited by hand while the session ran: your text was left"
@@ -281,7 +281,7 @@ class Store:
         kept = [row for row in rows if row.status == Status.KEEP]
         for row in kept[-1:]:
             known = {self.code_of(row.commit)}
-            if ledger.incumbent(ledger.experiments(rows)).own is not row:  # a return, which may not have come yet
+            if ledger.incumbent(ledger.experiments(rows)).own is not row:  # a repeat kept it again; the branch may lag
                 known.add(self.code_of(kept[-2].commit))
             if self.here.contains(self.branch, row.commit) and self.code_of(self.branch) not in known:
                 raise SetupError(f"train.py on autoresearch/{self.tag} is not that of experiment "

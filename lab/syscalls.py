@@ -1,7 +1,7 @@
 """The system calls that a trial is refused, and the filter program that refuses them (seccomp, classic BPF).
 
-Landlock guards files, TCP, signals and abstract sockets. The tables hold how else an ordinary process, one without
-capabilities, reaches others, leaves a word for the next trial or learns what others left. Everything else is allowed,
+Landlock guards files, TCP, signals and abstract sockets. The tables hold the other ways by which a process
+without capabilities reaches others, leaves data for the next trial or reads what others left. All else is allowed,
 because nobody can list what CUDA's libraries call. A system call that is newer than the tables does not exist for a
 trial. A filter cannot tell one file from another: locks (flock) on what a trial can read stay open.
 """
@@ -49,8 +49,8 @@ REFUSED = """
     # Not F_SETOWN, SETSIG, SETOWN_EX, SETLEASE, NOTIFY, ADD_SEALS, SET_RW_HINT: none of them needs write access
     fcntl 72 25 arg1!=8|10|15|1024|1026|1033|1036
 """
-# "Not a terminal", as from any other file. Not TIOCSTI, TIOCLINUX, nor the letters f, v, X of file systems or Btrfs',
-# nor FIOSETOWN and SIOCSPGRP, which have a socket send signals to whom one names.
+# Refused with "not a terminal", as on a plain file: TIOCSTI, TIOCLINUX, the groups f, v, X and 0x94 (file systems,
+# Btrfs), and FIOSETOWN and SIOCSPGRP, by which a socket sends signals to a process of one's choice.
 NO_TERMINAL = "ioctl 16 29 arg1!=0x5412|0x541C|0x8901|0x8902 arg1&0xFF00!=0x6600|0x7600|0x5800|0x9400"
 # These do not exist for a trial, so that libraries take the older way: flags of clone3 lie in memory, where no filter
 # looks; preadv2 can ask what is cached; io_uring would do all of the above unseen.
@@ -58,15 +58,15 @@ UNKNOWN = """
     clone3 435 435, preadv2 327 286, pwritev2 328 287, io_uring_setup 425 425, io_uring_enter 426 426,
     io_uring_register 427 427
 """
-# In namespaces of its own a trial meets no process and no Unix socket but its own. Among others it stays in its process
+# In its own namespaces a trial sees only its own processes and Unix sockets. Without them it must stay in its process
 # group, so that one signal reaches all of it, however fast it forks.
 REFUSED_IN_NAMESPACES = ", socket 41 198 arg0=1"
 REFUSED_AMONG_OTHERS = """
     , socket 41 198, sched_setaffinity 203 122 arg0=0, sched_setparam 142 118 arg0=0,
     sched_setscheduler 144 119 arg0=0, sched_setattr 314 274 arg0=0, setpgid 109 154, setsid 112 157
 """
-# Where Landlock lets signals out (before its version 6): none to all, nor to those that watch the trial. `tkill`
-# names a thread, pidfd_send_signal a descriptor, and nobody sees whose; training has no use for either.
+# Landlock before version 6 lets signals out. The filter then refuses those to all processes (-1) and to the watchers of
+# the trial, and tkill and pidfd_send_signal altogether: from a thread or a descriptor it cannot tell the process.
 SIGNALS = ("kill 62 129", "tgkill 234 131", "rt_sigqueueinfo 129 138", "rt_tgsigqueueinfo 297 240",
            "pidfd_open 434 434")
 REFUSED_IF_BOUND = ", sched_setaffinity 203 122"

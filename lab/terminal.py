@@ -1,7 +1,7 @@
 """The person at the terminal: Ctrl-C and SIGTERM, a terminal that goes away, output that fails.
 
-Promises: the first signal lets the trial finish, the second ends it; no output that fails ends the
-loop, which then says less.
+Promises: the first signal lets the trial finish, the second ends it; output that
+fails never ends the loop.
 """
 
 import errno

@@ -34,8 +34,8 @@ def documents(source: str, files: dict[str, Path],
               report: Callable[[int, int], None] = lambda done, total: None) -> Documents:
     """Every document with its split, in the order of the files; a second copy of one is left out.
 
-    The splits of climbmix are its shards. A person's documents are split by their hash. Of builtin, val and test are
-    the test suites, without the files that have a copy among what trials may read.
+    The splits of climbmix are its shards. A person's documents are split by their hash. For builtin, val and test
+    are test suites, without the files of which trials may read a copy.
     """
     known = set()
     for done, (file, path) in enumerate(files.items()):
@@ -62,7 +62,7 @@ def text_bytes(files: Iterable[Path]) -> int:
 
 
 def builtin_files() -> dict[str, Path]:
-    """The Python sources that torch brings, 79 MB, those that trials may read first."""
+    """The Python sources that torch brings, 79 MB; the files that trials may read come first."""
     files = {path.relative_to(root.parent).as_posix(): path for root in _packages() for path in root.rglob("*.py")}
     del files["torch/version.py"]  # it alone differs between torch's builds
     return dict(sorted(files.items(), key=lambda item: (is_held_out(item[0]), item[0])))
@@ -138,8 +138,12 @@ def _from_jsonl(path: Path) -> Iterator[str]:
 
 
 def _from_parquet(path: Path) -> Iterator[str | None]:
-    for batch in _parquet(path).iter_batches(1024, columns=["text"]):
-        yield from batch.column(0).to_pylist()
+    file = _parquet(path)
+    try:
+        for batch in file.iter_batches(1024, columns=["text"]):
+            yield from batch.column(0).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+        raise SetupError(f"{path} is damaged ({one_line(str(error), 120)}); mend or remove it") from None
 
 
 def _parquet(path: Path) -> "pyarrow.parquet.ParquetFile":  # noqa: F821
@@ -200,7 +204,7 @@ def _resume(url: str, part: Path, report: Callable[[int, int], None]) -> None:
 
     headers = {"Range": f"bytes={part.stat().st_size}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=(10, 30)) as answer:
-        if answer.status_code == 416:  # as long as the file or longer: perhaps another one's
+        if answer.status_code == 416:  # the part is no shorter than the file, so it may belong to another one
             os.truncate(part, 0)
         answer.raise_for_status()
         with open(part, "ab" if answer.status_code == 206 else "wb") as file:

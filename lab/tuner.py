@@ -137,7 +137,7 @@ def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int
     told.sort(key=lambda trial: (trial[0], sorted(trial[1].items())))  # best first, crashes last
     for attempt in range(ATTEMPTS if found else 0):
         if attempt == ATTEMPTS // 2:
-            told = []  # near the best all is tried: anywhere in the neighbourhood then
+            told = []  # all near the best is tried: sample the whole neighbourhood
         numbers = rng.sample(range(len(found)), min(len(found), rng.choice(AT_ONCE)))
         few = [found[number] for number in sorted(numbers)]
         places = _places(few, told, rng.randrange(2**31))
@@ -148,7 +148,7 @@ def variations(code: str, history: Sequence[tuple[str, float | None]], seed: int
 
 
 def _places(few: Sequence[Knob], told: Sequence[tuple[float, dict[str, Value]]], seed: int) -> dict[str, float]:
-    """Where to move a few constants, by name, after what was told of earlier trials."""
+    """Where TPE moves a few constants, by name, given the earlier trials."""
     import optuna
     from optuna.distributions import FloatDistribution, IntDistribution
 

@@ -18,13 +18,13 @@ from lab import confirm, ledger
 from lab.ledger import Experiment, Proposal, Row, Status, Trial
 from lab.session import Again, Candidate, New, Session, Stopped
 
-# Experiments without a keep until the incumbent is measured once more: luck does not last.
+# Experiments without a keep until the incumbent is measured again, since its number may be luck.
 REPEAT_AFTER = 8
 CONFIRM_SHARE = 0.4  # of --hours, at most
 
 
 class Turn(Enum):
-    """What the rows ask for, where it is not one more trial of a saved train.py."""
+    """What comes next, unless it is one more trial of a saved train.py."""
 
     BASELINE = "baseline"
     TUNER = "tuner"
@@ -33,7 +33,6 @@ class Turn(Enum):
 
 
 def next_step(session: Session, in_flight: Sequence[Candidate], tuner_share: float) -> Again | Turn:
-    """What comes next."""
     if busy := session.busy(in_flight):
         return Again(busy.experiment, busy.split)
     history, incumbent = confirm.ideas(session.history), session.incumbent
@@ -71,15 +70,13 @@ def overtaken(history: Sequence[Experiment], incumbent: Experiment) -> Experimen
 def apart(session: Session) -> list[tuple[str, int, int]]:
     """(idea, experiment before it, experiment with it) of changes that the incumbent may lack.
 
-    Something else was kept while an idea ran. Where the idea was kept as well, that other change is worth a trial with
-    it; where it beat its own parent alone, the idea is worth a trial with that other one.
+    Another change was kept while an idea ran. If the idea was kept as well, the incumbent lacks that other change. If
+    the idea only beat its own parent, the incumbent lacks the idea. Either way both together are worth a trial.
     """
     numbers = {e.commit: e.number for e in session.history}
     values = {e.commit: e.val_bpb for e in session.history}
     found, kept, known = [], None, set()
-    for row in session.rows:
-        if row.status is Status.BUSY or row.split != "val":
-            continue
+    for row in (row for row in session.rows if row.split == "val" and row.status is not Status.BUSY):
         is_late = kept and row.experiment not in known and row.parent in numbers.keys() - {kept.commit}
         if is_late and row.status is Status.KEEP:
             found.append((kept.description, numbers[row.parent], kept.experiment))
@@ -177,7 +174,7 @@ class Limits:
 
 
 def confirm_length(session: Session, choose: confirm.Choose) -> str:
-    """How many trials confirm has before it and how long they take, in words; it is asked as if each one ran."""
+    """How many trials confirm still needs and how long they take, in words, by a simulation of its choices."""
     n_trials, running = int(session.lacks_baseline), []
     session = replace(session, lacks_baseline=False)  # that one runs first and alone
     with suppress(Stopped):  # all is measured

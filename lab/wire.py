@@ -30,8 +30,8 @@ LOGIT_DTYPES = ("float32", "bfloat16", "float16")  # LOGITS names one by its pla
 LOGIT_SLOTS = 3
 LOGIT_SLOT_BYTES = 1 << 29             # address space; only what a batch fills becomes memory
 TRIAL_VARIABLE = "AUTORESEARCH_TRIAL"  # JSON: what Link and prepare.py read
-# Have glibc keep what tensors free, in huge pages: to return megabytes and fetch them anew is 1/8 of a
-# CPU step, and where small pages happen to lie made equal code differ by another 1/8.
+# Make glibc keep the memory of freed tensors, in huge pages. Returning and fetching it again takes 1/8
+# of a CPU step, and the placement of small pages made equal code differ by another 1/8.
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -96,7 +96,7 @@ def sealable_memory(name: str, n_bytes: int) -> int:
 
 
 def take_pages(fd: int, n_bytes: int) -> None:
-    """Have its first pages ready (Linux): to write into memory that nobody had yet takes 1 s a GB."""
+    """Allocate its first pages in advance (Linux): the first write to untouched memory takes 1 s a GB."""
     if sys.platform == "linux" and n_bytes:
         os.posix_fallocate(fd, 0, min(n_bytes, os.fstat(fd).st_size))
 
@@ -108,14 +108,14 @@ def seal(fd: int) -> None:
 
 
 def mapped(fd: int, n_bytes: int) -> mmap.mmap:
-    """The memory, to read. Private: Linux before 6.7 maps no sealed memory as shared, even so."""
+    """Map the memory for reading, privately: Linux before 6.7 refuses a shared map of sealed memory."""
     return mmap.mmap(fd, n_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
 def sealed_copy(file_fd: int, n_bytes: int) -> int:
-    """The same bytes in a new file, in place of the old one.
+    """Copy the bytes into a new sealed file, and close the old one.
 
-    Position, locks and holes of the old one are words that a trial could leave.
+    A trial could leave the witness a message in the old file's position, locks and holes.
     """
     copy_fd = sealable_memory("copy", n_bytes)
     with mapped(file_fd, n_bytes) as content, open(copy_fd, "wb", closefd=False) as target:

@@ -167,6 +167,12 @@ def test_a_command_gets_the_headline_on_stdin_and_the_facts_without_the_key(tmp_
     assert json.loads(line.partition("=")[2]) == {"event": "best", "tag": "t"} and "sk-secret" not in told
 
 
+def test_what_a_command_leaves_at_work_behind_it_may_end(tmp_path):
+    notify(f"(cat > {tmp_path}/mail; sleep 0.3; echo sent > {tmp_path}/sent) <&0 & exit 0", "best", "text")
+    wait_for_commands()
+    assert (tmp_path / "sent").read_text() == "sent\n"
+
+
 def test_a_command_that_fails_or_hangs_is_ended_and_harms_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.notify.LONGEST_S", 0.3)
     os.mkfifo(tmp_path / "alive")

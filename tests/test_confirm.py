@@ -94,6 +94,11 @@ def test_ranking_has_the_hand_computed_figures():
     assert all(line in report.page(rows, Archive()) for line in report.left_out(rows))
 
 
+def test_a_removal_that_had_no_machine_has_no_worth_yet():
+    more = {"source": confirm.LEFT_OUT, "parent": "0000002", "description": "without #1: idea 1", "status": "busy"}
+    assert confirm.ranking(experiments([*SESSION, row(3, 1.9, **more)])) == []
+
+
 def test_one_seed_has_no_noise_and_a_crash_no_worth():
     rows = ([*SESSION[:4], *removal(3, 1, [1.9]), *removal(4, 2, [None])])
     crashed, known = confirm.ranking(experiments(rows))

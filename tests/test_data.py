@@ -256,6 +256,17 @@ def test_jsonl_and_parquet_of_the_same_documents_are_the_same_data(cache: Path, 
     assert open_data(str(tmp_path / "a.jsonl")).hash == open_data(str(tmp_path / "b.parquet")).hash
 
 
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_a_damaged_page_of_a_parquet_file_is_named(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "b.parquet"
+    rows = pyarrow.table({"text": [make_text(i, 400) for i in range(150)]})
+    pyarrow.parquet.write_table(rows, path, compression=compression, use_dictionary=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5_000] + b"\xff" * 400 + whole[5_400:])
+    with pytest.raises(SetupError, match="b.parquet is damaged"):
+        list(texts.texts(path))
+
+
 def test_one_long_text_file_is_many_documents(cache: Path, tmp_path: Path) -> None:
     text = "\n\n".join(make_text(i, 60) for i in range(3000))
     (tmp_path / "book.txt").write_text(text)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lab.edits import Answer, ProposalError, apply, check, fingerprint, n_statements, parse
+from lab.edits import Answer, ProposalError, apply, check, fingerprint, merge, n_statements, parse
 
 CODE = '''\
 """A stand-in train.py."""
@@ -331,6 +331,10 @@ def test_any_import_of_the_contract_counts(imports, pull, end):
 def test_statements_are_counted_without_docstrings():
     assert n_statements("a = 1; b = 2\n") == 2
     assert n_statements('"""Docs."""\ndef f():\n    """Docs."""\n    return 1\n') == 2
+
+
+def test_a_file_without_a_last_newline_swallows_nothing_that_is_appended():
+    assert merge("x\n# tail\n", "x\n# tail2", "x\n# tail\nfinish(model)\n") == "x\n# tail2\nfinish(model)\n"
 
 
 def test_checking_warns_nobody(recwarn):

@@ -35,12 +35,37 @@ TWO_CORES = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sc
 # Which slots there are --------------------------------------------------------------------------
 
 
-def test_one_slot_is_the_whole_machine_but_for_cards_that_were_not_asked_for(monkeypatch):
+class Cards:
+    """NVIDIA's library on a machine with these cards."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self, *names: str):
+        self.names = names
+        self.nvmlDeviceGetName = names.__getitem__
+        self.nvmlDeviceGetUUID = "GPU-{}".format
+        self.nvmlDeviceGetMinorNumber = self.nvmlDeviceGetHandleByIndex = int
+
+    def nvmlInit(self) -> None:
+        if not self.names:
+            raise self.NVMLError
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.names)
+
+
+@pytest.mark.parametrize("names, visible, card, hidden", [
+    ((), None, "", ()), (("A",), None, "", ()), (("A", "B"), None, "", ()),
+    (("A", "A"), None, "GPU-0", ("/dev/nvidia1",)), (("A", "A"), "1,0", "GPU-1", ("/dev/nvidia0",)),
+    (("A", "A"), "GPU-1", "GPU-1", ("/dev/nvidia0",)), (("A", "A"), "MIG-x", "", ())])
+def test_one_slot_is_the_whole_machine_but_for_cards_that_were_not_asked_for(names, visible, card, hidden, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Cards(*names))
+    monkeypatch.setattr(machine.glob, "glob", lambda pattern: [f"/dev/nvidia{n}" for n in range(len(names))])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots_here(1, 1, "cuda") == [Slot(card=card, hidden=hidden)]
     assert slots_here(1, 1, "cpu") == [Slot()]
-    two = [("a", ("/dev/nvidia1",)), ("b", ("/dev/nvidia0",))]
-    for cards, slot in (([], Slot()), ([("a", ())], Slot()), (two, Slot(card="a", hidden=("/dev/nvidia1",)))):
-        monkeypatch.setattr(machine, "cards", lambda cards=cards: cards)
-        assert slots_here(1, 1, "cuda") == [slot]
 
 
 @TWO_CORES

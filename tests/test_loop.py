@@ -615,6 +615,12 @@ def test_a_busy_trial_runs_again_with_its_own_seed():
     assert candidate_of(killed, (), Again(0), store).seed == 1, "the trial with seed 1 was killed"
 
 
+def test_what_a_clone_has_not_brought_along_is_not_measured_again():
+    history = experiment(0, "keep", 1.0, 1.2), experiment(1, "discard", 1.05), experiment(2, "busy", 2.0)
+    assert next_step(session(*history[:2]), (), 0.0) == Again(1) and next_step(session(*history), (), 0.0) == Again(2)
+    assert next_step(replace(session(*history), lost=frozenset({1, 2})), (), 0.0) is Turn.MODEL
+
+
 def test_a_turn_in_flight_counts_once_and_a_repeat_not_at_all():
     first, *others = (experiment(0, "keep", 1.0), experiment(2, "discard", 2.0), experiment(3, "discard", 2.0))
     again = session(first, experiment(1, "busy", 2.0, source="tuner"), *others)
@@ -693,9 +699,10 @@ def test_the_last_line_says_who_proposed_what():
 
     rows = [row(0, "baseline", status="keep"), row(1, "opus", "repaired once"), row(2, "tuner"), row(3, "opus"),
             row(3, "opus", status="repeat"), row(4, "opus", status="busy")]
-    assert who_proposed(rows, 1, 0.4149) == (
+    assert who_proposed(rows, 0, 1, 0.4149) == (
         "3 experiments: opus 2 (1 repaired), tuner 1; 1 answer not usable; $0.41")
-    assert who_proposed(rows[:1], 0, 0.0) == "0 experiments; $0.00"
+    assert who_proposed(rows, 3, 0, 0.0) == "1 experiment: opus 1; $0.00", "of this run"
+    assert who_proposed(rows[:1], 0, 0, 0.0) == "0 experiments; $0.00"
 
 
 def test_the_stand_in_is_what_the_edits_refer_to():

@@ -411,6 +411,16 @@ def test_waits_stay_within_their_caps(failures, retry_after_s, chance):
 # Start ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_start_asks_for_no_word_that_the_limit_does_not_pay_for(connect):
+    server, who = connect(GOOD, options={"key": KEY})
+    purse = Purse(0.0)
+    who.check(purse)
+    assert purse.left_usd == 0.0
+    purse = Purse(1.0)
+    who.check(purse)
+    assert 0.9 < purse.left_usd < 1.0
+
+
 def test_check_learns_how_long_an_answer_may_be(connect):
     server, who = connect(GOOD, options={"key": KEY, "models": (MODEL,), "longest": 9_000})
     who.check()
@@ -670,8 +680,8 @@ def past(rows: list[Row], **others: object) -> list:
     return read_past(situation(rows=rows, **others))
 
 
-def blocks(rows: list[Row]) -> tuple[str, ...]:
-    return build_prompt(situation(rows=rows)).history
+def blocks(rows: list[Row], **others: object) -> tuple[str, ...]:
+    return build_prompt(situation(rows=rows, **others)).history
 
 
 def test_history_follows_the_file_and_tells_deltas_of_then_and_now():
@@ -688,6 +698,20 @@ def test_history_follows_the_file_and_tells_deltas_of_then_and_now():
     assert lines[5].startswith("never ran") and "</history>" not in lines[5]
     assert "(+0.000500)" in lines[6], "the mean of both trials, then as now"
     assert len(lines) == 7 and "0.500000" not in "".join(lines), "neither the test split nor a busy row counts"
+
+
+def test_the_history_shows_five_experiments_whatever_never_ran_between_them():
+    rows = session(20)
+    dropped = [{"rows": 20, "description": f"dropped {n}", "reason": "no such line"} for n in range(12)]
+    shown = blocks(rows, unapplied=dropped[:4])[1:]
+    assert len(shown) == 9 and shown[0].startswith("#15 ") and "dropped 3" in shown[-1]
+    assert len(blocks(rows, unapplied=dropped)[1:]) == 10, "they do not crowd out the prompt"
+
+
+def test_a_near_miss_that_a_repeat_has_raised_is_told_by_its_mean():
+    rows = [row(0, "keep", 1.0), row(0, "repeat", 1.004), row(1, "discard", 1.001), row(1, "repeat", 1.030)]
+    entry = next(entry for entry in past(rows) if entry.number == 1)
+    assert entry.delta == pytest.approx(1.030 - 1.002) and "(-0.001000)" in entry.full
 
 
 @pytest.mark.parametrize("n", [300, 3_000])
@@ -735,7 +759,7 @@ def test_the_digest_lists_dead_ends_and_near_misses_by_area():
     dead, near = text.split("Near misses")
     assert "wider windows" in near and "raise LR" not in near
     assert "\n  +3.0 sigma, learning rate: #2 raise LR" in dead and "\n  +1.7 sigma, attention: #1 wider" in near
-    assert "knob 1/0/0, mechanism 1/0/0" in dead
+    assert "knob 1/0/0, mechanism 1/0/0" in dead and "Dead ends by area: learning rate 1, other 1." in dead
     assert "\n  crash, other: #3 MoE (out of memory)" in dead, "with its reason"
 
 
@@ -744,7 +768,7 @@ def test_a_discard_that_a_repeat_has_kept_is_no_dead_end_and_no_near_miss():
     entries = past(rows)
     assert entries[2].full == "#1 measured again, seed 101: 0.700000, and kept"
     first, second, *_ = digest(entries, entries, sigma=0.0004).split("\n")
-    assert (first, second) == ("Tried/kept/crashed: unknown 1/1/0", "Kept, 1 of 1:")
+    assert first == "Tried/kept/crashed: unknown 1/1/0. Dead ends by area: none." and second == "Kept, 1 of 1:"
     assert digest(entries, entries, sigma=0.0004).count("#1 ") == 1
 
 

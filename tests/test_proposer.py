@@ -216,7 +216,7 @@ def test_a_combination_is_offered_after_a_restart_unless_its_row_is_there(make):
     for n_rows, source in ((3, "combine"), (4, "tuner")):
         found, now = make(kind="tuner")
         late = beside(now, found.store, longer, Status.KEEP, 1.6)
-        done = Row("c3", 1.9, status=Status.DISCARD, experiment=3, description="the incumbent with: faster",
+        done = Row("c3", 1.9, status=Status.DISCARD, experiment=3, description="the incumbent with #1: faster",
                    parent="c2")
         rows = (*late.rows, done)[:n_rows]
         late = replace(late, rows=rows, history=tuple(ledger.experiments(rows)))

@@ -397,6 +397,32 @@ def test_the_object_says_what_its_docstring_names():
     assert report.as_json([])["incumbent"] is report.as_json([])["baseline"] is None
 
 
+def test_a_keep_that_comes_back_is_told_once_by_what_it_gave(tmp_path):
+    back = [row(0, 1.70, "keep"), row(1, 1.50, "keep"), row(2, 1.49, "keep"), row(2, 1.55, "repeat"),
+            row(1, 1.53, "keep"), row(3, 1.60, "discard"), row(3, 1.40, "keep")]  # a discard that a repeat has kept
+    told = [line.split()[:2] for line in report.keeps(back)[1:]]
+    assert told == [["1", "+0.200000"], ["2", "+0.010000"], ["3", "+0.115000"]]
+
+
+def test_dollars_of_an_idea_that_had_no_machine_are_told(tmp_path):
+    (tmp_path / "calls.jsonl").write_text('{"usd": 1.25}\n')  # 0.75 of them are in the night's rows
+    waits = [*NIGHT, row(5, None, "busy", source="some-model", usd=0.5)]
+    assert report.as_json(waits, tmp_path)["money"]["calls without a row"]["usd"] == 0.5
+    judged = [*waits, row(5, 1.0, "discard", source="some-model")]
+    assert report.as_json(judged)["money"]["some-model"]["usd"] == 1.25
+
+
+def test_what_happens_while_the_report_is_drawn_is_drawn_after_it(tmp_path):
+    drawer = report.Drawer(tmp_path)
+    drawer.command = ["sh", "-c", f"sleep 0.3; echo drawn >> {tmp_path}/told"]
+    for _ in range(3):
+        drawer.draw()
+    drawer.finish()
+    assert (tmp_path / "told").read_text() == "drawn\n" * 2
+    drawer.finish()
+    assert (tmp_path / "told").read_text() == "drawn\n" * 2
+
+
 def test_dollars_of_calls_that_are_in_no_row_are_named(tmp_path):
     calls = tmp_path / "calls.jsonl"
     calls.write_text('{"usd": 0.5}\n{"usd": 0.254}\n{"usd": 9, "torn')  # rows have rounded

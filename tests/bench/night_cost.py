@@ -5,8 +5,9 @@
 Real prompts of the repository's own program.md and train.py, the real SDK over HTTP, real prefix matching of the cache
 marks against a clock that advances 320 s an experiment. Assumed: the tuner has its default share of the turns, 18 % of
 all ideas are kept (each moves the incumbent), 8 % of the model's crash and are mended by one more call, 4 % of its
-answers need a repair, 4 000 tokens of thinking a call. The token counter is the server's own, an approximation; the
-last prompt is also counted at 2.5 and at 3.5 characters a token.
+answers need a repair, 4 000 tokens of thinking a call, notes of 640 characters, a trial under way at each ask. The
+token counter is the server's own, an approximation; the last prompt is also counted at 2.5 and at 3.5 characters a
+token.
 """
 
 import argparse
@@ -68,7 +69,8 @@ class Night:
         facts = {"budget": "300 s of training", "device": "NVIDIA H200", "corpus": "climbmix", "tokens": "480 M"}
         return build_prompt(Situation(
             self.program, facts, self.code, self.rows, logs=dict.fromkeys(last, self.log), sigma=0.0004,
-            profiles=profiles, ideas=self.ideas, notes="what was learnt " * 40))
+            profiles=profiles, ideas=self.ideas, notes="what was learnt " * 40,
+            running=[(IDEAS[0], self.code.replace("GPU_MATRIX_LR = 0.04", "GPU_MATRIX_LR = 0.05"))]))
 
     def judge(self, source: str, code: str, usd: float = 0.0, crashed: bool = False) -> None:
         """Write the row of an experiment, and move the incumbent where it is kept."""
