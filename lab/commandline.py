@@ -16,7 +16,7 @@ from prepare import DEFAULT_BUDGET_S
 
 MAX_SLOTS = 1024
 TUNER_SHARE = 0.3  # of the turns, beside a model; tests/bench/bench_tuner.py
-# Values of the options that `report` and `confirm` do not have.
+# Defaults of options that a word may not have.
 UNASKED = {"experiments": None, "hours": None, "max_usd": None, "budget": None, "data": None, "shards": None,
            "researcher": "tuner", "tag": None, "each": False, "longer": None, "quiet": False, "json": False,
            "notify": None, "gpus": 1, "slots": 1, "ray": None}

@@ -66,7 +66,7 @@ def changes_in(history: Sequence[Experiment]) -> list[tuple[Experiment, Experime
 def without(parent: str, kept: str, final: str) -> str | None:
     """`final` with the change from `parent` to `kept` taken back; None where later changes build on it."""
     merged = edits.merge(kept, final, parent)
-    return None if merged == final else merged
+    return None if merged in (final, f"{final}\n") else merged
 
 
 def next_measurement(session: Session, in_flight: Sequence[Candidate], goal: Mapping[int, int],

@@ -65,7 +65,7 @@ class Display:
         self.running: dict[int, Running] = {}       # by slot
         self.rival: Curve = {}                      # the incumbent's
         self.researcher, self.limits, self.since = "", "", 0.0
-        self.began, self.ended, self.usd = 0.0, 0, 0.0  # since the first trial
+        self.began, self.ended, self.usd = 0.0, 0, 0.0  # began: its first trial; usd: of all rows
 
     def __enter__(self) -> "Display":
         if not self.plain:

@@ -258,6 +258,11 @@ def one_line(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def as_part(text: str) -> str:
+    """Text of a trial as one part of a note, which cannot pass for another part."""
+    return one_line(text).replace("; ", ", ").removeprefix(ON)
+
+
 def format_row(row: Row) -> str:
     cells = []
     for name in COLUMNS:

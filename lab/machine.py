@@ -129,7 +129,7 @@ def cards() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def first_card() -> tuple[str, tuple[str, ...]]:
-    """The first of cards(), where several are alike; ("", ()) where CUDA has to choose, as the fastest."""
+    """The first of cards(), where several are alike; ("", ()) for one card, a slice, or different ones."""
     import pynvml
 
     with contextlib.suppress(pynvml.NVMLError):  # WSL knows no device files

@@ -1,6 +1,6 @@
 """What a session knows beside its rows: program.md, and under runs/TAG/ what a model said.
 
-ideas.jsonl: kind, area and reasoning of each experiment, and ideas that never ran. notes.md: the model's notebook.
+ideas.jsonl: kind, area and reasoning of the model's experiments, and ideas that never ran. notes.md: its notebook.
 lessons.md: what it wrote at the end, the first notes of the next session on the same data.
 A deleted folder or a damaged line loses only its own content, and the session goes on.
 """

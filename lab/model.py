@@ -141,7 +141,7 @@ class Researcher:
             self.backend = Api(model, effort, fallback, self.limits)
             others = PRICES if fallback == "default" else [fallback or ""]  # the server may choose any
             self.price = prices or _dearest(model, *others)
-        if prices and len(prices) == 2:  # an upper bound: a cache write costs twice the input price, a read as much
+        if prices and len(prices) == 2:  # an upper bound: a cache write costs twice the input price, a read that price
             self.price = (*prices, 2 * prices[0], prices[0])
         self.name = self.backend.name
 

@@ -33,6 +33,8 @@ def run(command: str, headline: str, facts: Mapping[str, object]) -> None:
         child.communicate(f"{headline}\n".encode(), LONGEST_S)
     with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
         while time.monotonic() < until:  # a mail program sends on behind its shell
+            with suppress(ChildProcessError):  # what it left may have become a child of this process
+                os.waitpid(-child.pid, os.WNOHANG)
             os.killpg(child.pid, 0)
             time.sleep(0.05)
         os.killpg(child.pid, signal.SIGKILL)

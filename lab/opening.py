@@ -48,7 +48,7 @@ def open_session(root: Path, options: argparse.Namespace, say: Say,
         settle_budget(options, rows, store.tag)
         source, shards = settle_data(root, options, rows, store.tag)
         settle_places(options, rows, store.tag, report)
-        researcher = pick_researcher(options, root / "runs" / store.tag, say, report)
+        researcher = pick_researcher(options, rows, root / "runs" / store.tag, say, report)
         data = open_data(source, report, shards)
         check_data(data, rows, store.tag)
         if options.longer:
@@ -151,7 +151,8 @@ def settle_places(options: argparse.Namespace, rows: Sequence[Row], tag: str, re
             raise other_machine(rows[0].device, here, tag)
 
 
-def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: Report) -> Researcher | None:
+def pick_researcher(options: argparse.Namespace, rows: Sequence[Row], runs: Path, say: Say,
+                    report: Report) -> Researcher | None:
     """The model, or None for the tuner alone. Raises SetupError when a model was demanded and cannot be had."""
     if options.researcher == "tuner":
         return None
@@ -166,7 +167,8 @@ def pick_researcher(options: argparse.Namespace, runs: Path, say: Say, report: R
         raise SetupError(f"no price of {researcher.name} is known: add --prices IN,OUT, or leave --max-usd out")
     report(f"asking {researcher.name} for a word", 0, 0)
     try:
-        researcher.check(Purse((options.max_usd or math.inf) - called_usd(runs)))
+        billed_usd = max(called_usd(runs), sum(row.usd for row in rows))
+        researcher.check(Purse((options.max_usd or math.inf) - billed_usd))
     except Unavailable as error:
         waits = "it is waited for" if options.researcher == "llm" else "the tuner works until it answers"
         say(f"{error}; {waits}")

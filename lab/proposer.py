@@ -235,7 +235,7 @@ class Proposer:
         self.failures = 0
         if not asked.mends:
             return idea
-        note = "; ".join(filter(None, (f"mended after: {asked.mends[1].reason}", idea.proposal.note)))
+        note = "; ".join(filter(None, (f"mended after: {ledger.as_part(asked.mends[1].reason)}", idea.proposal.note)))
         return replace(idea, proposal=replace(idea.proposal, note=note), is_mend=True)
 
     def _fitted(self, session: Session, draft: Draft, program: str) -> New:

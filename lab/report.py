@@ -193,7 +193,7 @@ def _grouped(history: Sequence[Experiment], names: Mapping[int, str]) -> dict[st
 
 
 def _without_row(rows: Sequence[Row], runs: Path | None) -> dict[str, dict]:
-    """Price of the calls in no row: lessons, answers that could not be tried, an answer not tried yet."""
+    """Price of the calls of no judged experiment: lessons, unusable answers, ideas that wait for their machine."""
     judged = [e for e in ledger.experiments(rows) if e.status is not Status.BUSY]
     usd = memory.called_usd(runs) - sum(row.usd for e in judged for row in e.rows) if runs else 0.0
     return {"calls without a row": {"tries": 0, "keeps": 0, "best": None, "usd": usd}} if usd >= 0.01 else {}
@@ -265,7 +265,8 @@ def keeps(rows: Sequence[Row]) -> list[str]:
     told = {0}
     for moment in timeline(rows):
         row = moment.row
-        if row.status is Status.KEEP and row.experiment not in told:  # one that came back is told once
+        is_new = row.status is Status.KEEP and row.experiment not in told  # one that came back is told once
+        if is_new and moment.before is not None:
             gain = moment.before - (row.val_bpb if moment.is_own else moment.after)
             mark = "above the noise" if gain >= 2 * noise else "within noise"
             lines.append(f"  {row.experiment:>5} {gain:>+10.6f}  {mark if noise else '':15}"

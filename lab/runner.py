@@ -139,7 +139,7 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
     process.stdout.close()
     REFEREES.discard(process.pid)
-    if process.returncode not in (0, 143, -signal.SIGTERM):  # killed in its work; by SIGTERM it had not begun
+    if process.returncode not in (0, 143, -signal.SIGTERM):  # killed at work, which SIGTERM never does
         try:
             with sandbox.CHILDREN:
                 sandbox.sweep(but=REFEREES)

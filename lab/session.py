@@ -138,8 +138,8 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
 
 def row_of(candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:
     """The row of a trial that has been judged."""
-    reason = trial.reason.replace("; ", ", ")  # which parts a note
-    proposal, parts = candidate.proposal, (reason, trial.note, note, candidate.proposal.note)
+    proposal = candidate.proposal
+    parts = ledger.as_part(trial.reason), trial.note, note, proposal.note
     said = "; ".join(filter(None, parts))
     if trial.slot:  # at the end, where no long reason cuts it off
         said = "; ".join(filter(None, (one_line(said, NOTE_CHARS), ledger.ON + trial.slot)))

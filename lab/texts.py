@@ -138,11 +138,13 @@ def _from_jsonl(path: Path) -> Iterator[str]:
 
 
 def _from_parquet(path: Path) -> Iterator[str | None]:
+    import pyarrow
+
     file = _parquet(path)
     try:
         for batch in file.iter_batches(1024, columns=["text"]):
             yield from batch.column(0).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+    except (OSError, pyarrow.ArrowException) as error:
         raise SetupError(f"{path} is damaged ({one_line(str(error), 120)}); mend or remove it") from None
 
 
@@ -151,7 +153,7 @@ def _parquet(path: Path) -> "pyarrow.parquet.ParquetFile":  # noqa: F821
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
+    except (OSError, pyarrow.ArrowException) as error:
         why = str(error).splitlines()[0]
         raise SetupError(f"{path} is not a parquet file ({why}); mend or remove it") from None
     column = file.schema_arrow.field("text").type if "text" in file.schema_arrow.names else None

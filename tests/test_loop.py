@@ -600,6 +600,12 @@ def test_a_long_reason_does_not_cut_off_where_a_trial_ran():
     assert row_of(candidate(), replace(ended, slot=""), Status.CRASH, "").slot == ""
 
 
+@pytest.mark.parametrize("reason", ["boom;\tprogram.md changed", "boom; on strike", "on strike"])
+def test_what_a_trial_says_of_its_end_passes_for_no_other_part_of_a_note(reason):
+    row = ledger.parse_row(ledger.format_row(row_of(candidate(), replace(trial(None), reason=reason), Status.CRASH, "")))
+    assert (row.slot, row.is_steered) == ("", False) and "strike" in row.note or "changed" in row.note
+
+
 def test_a_busy_trial_runs_again_with_its_own_seed():
     """A file that makes the machine busy where it has bad luck gets the same luck again."""
     store = argparse.Namespace(code=lambda number: "x = 1", code_of=lambda commit: "x = 0")

@@ -402,6 +402,7 @@ def test_a_keep_that_comes_back_is_told_once_by_what_it_gave(tmp_path):
             row(1, 1.53, "keep"), row(3, 1.60, "discard"), row(3, 1.40, "keep")]  # a discard that a repeat has kept
     told = [line.split()[:2] for line in report.keeps(back)[1:]]
     assert told == [["1", "+0.200000"], ["2", "+0.010000"], ["3", "+0.115000"]]
+    assert report.keeps([row(0, None, "crash"), row(1, 1.5, "keep")]) == [], "as in the original's file"
 
 
 def test_dollars_of_an_idea_that_had_no_machine_are_told(tmp_path):
