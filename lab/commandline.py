@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -95,6 +96,8 @@ def parse(arguments: Sequence[str] | None = None, about: str = "") -> argparse.N
         command = commands.choices[options.word]
         command.error("nobody tells what a command's answers cost: leave --max-usd and --prices out")
     options.data = options.data and absolute(options.data)  # before the working directory changes
+    if cache := os.environ.get("AUTORESEARCH_CACHE"):
+        os.environ["AUTORESEARCH_CACHE"] = absolute(cache)
     return options
 
 

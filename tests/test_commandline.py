@@ -147,6 +147,13 @@ def test_a_version_and_help_are_no_mistakes(capsys):
         assert end.value.code == 0 and capsys.readouterr().err == ""
 
 
+def test_places_named_from_here_stay_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTORESEARCH_CACHE", "cache")
+    assert parse(["--data", "text"]).data == str(tmp_path / "text")
+    assert os.environ["AUTORESEARCH_CACHE"] == str(tmp_path / "cache")
+
+
 # The user's own command -------------------------------------------------------------------------
 
 
