@@ -117,8 +117,8 @@ def parse(answer: str) -> Answer:
         raise _wrong(f"No whole section or block has these parts: {shown}. The answer ends with {last!r}; make it "
                      "shorter if it was cut off. Every <tag> needs its </tag>, and each marker is alone on its "
                      f"line, not indented. A block has this form:\n{FORM}\n", Flaw.FORM)
-    ends = [part.start() for part in parts if part["name"] == "description"][1:]
-    first = _idea(text[:min(ends, default=len(text))])  # what comes after it is another idea
+    second = [part.start() for part in parts if part["name"] == "description"][1:2]
+    first = _idea(text[:second[0]] if second else text)  # what comes after it is another idea
     notes = (part["text"].strip() for part in parts if part["name"] == "notes")
     return replace(first, notes="\n".join(notes)[:MAX_NOTES])
 

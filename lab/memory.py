@@ -98,6 +98,11 @@ def called_usd(runs: Path) -> float:
     return sum(usd for usd in prices if isinstance(usd, int | float))
 
 
+def billed_usd(runs: Path, rows: Iterable[Row]) -> float:
+    """What the session has cost: by its calls, or by its rows where runs/ was deleted."""
+    return max(called_usd(runs), sum(row.usd for row in rows))
+
+
 def read_lessons(runs: Path | None) -> list[str]:
     """What the model wrote at the end of a session, under a line that says so; none where it wrote nothing."""
     there = runs and (runs / LESSONS).is_file()

@@ -22,7 +22,7 @@ from lab.checkout import FULL_BYTES
 from lab.corpus import SHARDS, SIZES, Data, Report, cache_folder, default_data, open_data
 from lab.fleet import slots_here
 from lab.ledger import Ending, Row, SetupError, Status, Trial, one_line
-from lab.memory import called_usd, read_program
+from lab.memory import billed_usd, read_program
 from lab.model import Purse, Researcher, Unavailable, has_key
 from lab.session import Session
 from lab.store import Store
@@ -167,8 +167,8 @@ def pick_researcher(options: argparse.Namespace, rows: Sequence[Row], runs: Path
         raise SetupError(f"no price of {researcher.name} is known: add --prices IN,OUT, or leave --max-usd out")
     report(f"asking {researcher.name} for a word", 0, 0)
     try:
-        billed_usd = max(called_usd(runs), sum(row.usd for row in rows))
-        researcher.check(Purse((options.max_usd or math.inf) - billed_usd))
+        left_usd = options.max_usd - billed_usd(runs, rows) if options.max_usd else math.inf
+        researcher.check(Purse(left_usd))
     except Unavailable as error:
         waits = "it is waited for" if options.researcher == "llm" else "the tuner works until it answers"
         say(f"{error}; {waits}")

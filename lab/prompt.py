@@ -199,7 +199,7 @@ def read_past(now: Situation) -> list[Entry]:
     estimate = moments[-1].after if moments else None
     places = {id(row): place for place, row in enumerate(now.rows, start=1)}
     kept = {row.experiment for row in now.rows if row.status is Status.KEEP}
-    means = {e.number: e.val_bpb for e in ledger.experiments(now.rows)}
+    means = {e.number: e.val_bpb for e in ledger.experiments(now.rows) if len(e.rows) > 1}
     past = [(places[id(moment.row)], _entry(moment, means, estimate, now, kept)) for moment in moments]
     for idea in now.unapplied:
         what, why = (_data(str(idea.get(name)), 120) for name in ("description", "reason"))
@@ -233,7 +233,7 @@ def _entry(moment: Moment, means: Mapping[int, float | None], estimate: float | 
     if row.source == "tuner":
         kind, area, what = "knob", "tuner", f"tuner: {what}"
     lines = f"{head}: {what}" + f"; note: {note}" * bool(note), _trial(now, row.experiment), why
-    if delta is not None and (mean := means[row.experiment]) is not None:  # repeats may have moved it
+    if delta is not None and (mean := means.get(row.experiment)) is not None:  # repeats may have moved it
         delta = mean - estimate
     full = "\n  ".join(filter(None, lines))
     return Entry(full, f"#{row.experiment} {what[:SHORT_CHARS]}", status if row.experiment else None, kind, area,

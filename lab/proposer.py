@@ -21,7 +21,7 @@ from lab import confirm, edits, ledger, tuner
 from lab.display import Display
 from lab.edits import Flaw, ProposalError
 from lab.ledger import Ending, Proposal, SetupError, Status, Trial, one_line
-from lab.memory import Memory, called_usd, directions, read_program
+from lab.memory import Memory, billed_usd, directions, read_program
 from lab.model import Draft, Outage, Purse, Researcher, Unavailable, next_wait_s, rebase
 from lab.prompt import LESSONS, Situation, build_prompt
 from lab.session import Candidate, New, Session, Stopped
@@ -72,11 +72,10 @@ class Proposer:
         self.tried = store.fingerprints()
         self.memory = Memory(session.runs, store.earlier_sessions())
         self.program, self.fault = read_program(store.root), ""  # its last readable text; why it cannot be read now
-        called = called_usd(session.runs)
-        in_rows = sum(row.usd for row in session.rows)
-        self.billed_usd = max(called, in_rows)      # without the answers under way; runs/ may have been deleted
+        self.billed_usd = billed_usd(session.runs, session.rows)  # without the answers under way
         self.purse = Purse((options.max_usd or math.inf) - self.billed_usd)
-        self.owed_usd = max(0.0, called - in_rows)  # billed and in no row yet: the model's next one pays
+        # Billed and in no row yet: the model's next one pays
+        self.owed_usd = self.billed_usd - sum(row.usd for row in session.rows)
         self.n_before = len(session.history)
         self.n_unusable = 0                         # answers of this process that could not be tried
         self.back_at, self.failures = 0.0, 0        # when the model may be asked again, after so many faults in a row

@@ -6,7 +6,6 @@ nothing about keeping, and never reads a number from what a trial printed.
 """
 
 import argparse
-import glob
 import json
 import math
 import os
@@ -71,7 +70,7 @@ def run(code: str, *, data: Data, seed: int, budget_s: float, folder: Path, spli
     work.mkdir(parents=True, exist_ok=True)
     (work / MODEL).unlink(missing_ok=True)  # of a trial before that was not kept
     device = default_device()
-    cards = [path for pattern in sandbox.GPUS for path in glob.glob(pattern)] if device == "cpu" else slot.hidden
+    cards = sandbox.existing(sandbox.GPUS) if device == "cpu" else slot.hidden
     spec = {
         "code": code, "data": str(data.folder), "split": split, "seed": seed, "budget": budget_s,
         "folder": str(folder), "work": str(work), "device": device,

@@ -112,7 +112,7 @@ def command(folder: str, cache: str, program: list[str], hidden: Iterable[Path] 
                                  watchers=(os.getpid(), os.getppid()) if is_open else ())
         spec |= {"filter": rules.hex(), "readable": readable,
                  "hidden": _outermost([path for path in (*hidden, *others) if not path.startswith("/dev/")]),
-                 "devices": _places(path for path in _existing(DEVICES) if path not in hidden),
+                 "devices": _places(path for path in existing(DEVICES) if path not in hidden),
                  "writable": _places([folder, cache])}
     return [sys.executable, "-I", "-S", restrict.__file__, json.dumps(spec), *program]
 
@@ -130,14 +130,14 @@ def _machine() -> tuple[dict[str, str], list[str]]:
     """
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     libraries = [path for name in LIBRARIES for path in os.environ.get(name, "").split(":") if path.startswith("/")]
-    paths = _existing([*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), *map(glob.escape, libraries), sys.executable,
+    paths = existing([*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), *map(glob.escape, libraries), sys.executable,
                        *(f"{glob.escape(prefix)}/{part}" for prefix in prefixes for part in OF_A_PREFIX)])
-    packages = _existing(f"{glob.escape(folder)}/{name}" for folder in paths for name in PACKAGES)
+    packages = existing(f"{glob.escape(folder)}/{name}" for folder in paths for name in PACKAGES)
     others = set(map(os.path.realpath, packages)) - set(map(os.path.realpath, sys.path))
     return _places(paths), sorted(others)
 
 
-def _existing(patterns: Iterable[str]) -> list[str]:
+def existing(patterns: Iterable[str]) -> list[str]:
     return sorted(path for pattern in patterns for path in glob.glob(pattern))
 
 

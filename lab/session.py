@@ -118,13 +118,7 @@ class Session:
 def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again | New, store: Store) -> Candidate:
     """The saved train.py that a step measures, with a seed of its own. The same rows give the same seed."""
     if isinstance(step, New):
-        number, proposal = store.next_number, step.proposal
-        mark = f"\nfingerprint: {edits.fingerprint(proposal.code)}"
-        body = f"{proposal.reasoning}\n\nsource: {proposal.source}"
-        body += mark * (step.split == "val")  # a removal of confirm may still be proposed
-        commit = store.save(number, proposal.code, f"experiment {number}: {proposal.description}", body)
-        parent = session.incumbent.commit if session.incumbent else ""
-        return Candidate(number, commit, 100 * number, step, parent, session.code)
+        return _saved(session, step, store)
     known = session.experiment(step.number)
     is_repeat, parent = known.status != Status.BUSY, known.own.parent
     proposal = Proposal(known.own.description, store.code(step.number), known.own.source)
@@ -132,8 +126,19 @@ def candidate_of(session: Session, in_flight: Sequence[Candidate], step: Again |
     used |= {candidate.seed for candidate in in_flight if candidate.number == step.number}
     seed = next(seed for seed in count(100 * step.number) if seed not in used)
     parent_code = "" if is_repeat or not parent else store.code_of(parent)
-    step = New(proposal, step.split)
-    return Candidate(known.number, known.own.commit, seed, step, parent, parent_code, is_repeat)
+    return Candidate(step.number, known.own.commit, seed,
+                     New(proposal, step.split), parent, parent_code, is_repeat)
+
+
+def _saved(session: Session, step: New, store: Store) -> Candidate:
+    """A new idea, saved as a commit."""
+    number, proposal = store.next_number, step.proposal
+    body = f"{proposal.reasoning}\n\nsource: {proposal.source}"
+    if step.split == "val":  # a removal of confirm may still be proposed
+        body += f"\nfingerprint: {edits.fingerprint(proposal.code)}"
+    commit = store.save(number, proposal.code, f"experiment {number}: {proposal.description}", body)
+    parent = session.incumbent.commit if session.incumbent else ""
+    return Candidate(number, commit, 100 * number, step, parent, session.code)
 
 
 def row_of(candidate: Candidate, trial: Trial, status: Status, note: str) -> Row:

@@ -73,15 +73,17 @@ def apart(session: Session) -> list[tuple[str, int, int]]:
     Another change was kept while an idea ran. If the idea was kept as well, the incumbent lacks that other change. If
     the idea only beat its own parent, the incumbent lacks the idea. Either way both together are worth a trial.
     """
-    numbers = {e.commit: e.number for e in session.history}
-    values = {e.commit: e.val_bpb for e in session.history}
+    rows = [row for row in session.rows if row.split == "val" and row.status is not Status.BUSY]
+    by_commit, by_number = {row.commit: row.experiment for row in rows}, {e.number: e for e in session.history}
     found, kept, known = [], None, set()
-    for row in (row for row in session.rows if row.split == "val" and row.status is not Status.BUSY):
-        is_late = kept and row.experiment not in known and row.parent in numbers.keys() - {kept.commit}
-        if is_late and row.status is Status.KEEP:
-            found.append((kept.description, numbers[row.parent], kept.experiment))
-        elif is_late and None not in (row.val_bpb, values[row.parent]) and row.val_bpb < values[row.parent]:
-            found.append((row.description, numbers[row.parent], row.experiment))
+    for row in rows:
+        before = by_commit.get(row.parent)
+        if kept and before is not None and row.experiment not in known and row.parent != kept.commit:
+            parent = by_number[before].val_bpb
+            if row.status is Status.KEEP:
+                found.append((kept.description, before, kept.experiment))
+            elif None not in (row.val_bpb, parent) and row.val_bpb < parent:
+                found.append((row.description, before, row.experiment))
         kept = row if row.status is Status.KEEP else kept
         known.add(row.experiment)
     return found
